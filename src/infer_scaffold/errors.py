@@ -1,0 +1,9 @@
+"""The one exception whose message is meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """Something that the user can put right.
+
+    The message says in one sentence what is wrong and what to do. The command line catches it in
+    one place, prints it as one line and exits with 2.
+    """

@@ -1,0 +1,198 @@
+"""Render the template into a new project: all of it, or nothing."""
+
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infer_scaffold import git, template
+from infer_scaffold.errors import UserError
+from infer_scaffold.questions import Answers, Question
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The answers behind a rendering, and the names of those that had no bearing on it."""
+
+    answers: Mapping[str, Any]
+    unused: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project that was just made."""
+
+    path: Path
+    package: str
+    files: list[str]
+    committed: bool
+    work_tree: Path | None
+
+
+def render(
+    answers: Answers,
+    destination: Path,
+    *,
+    ask: bool = False,
+    defaults: Answers | None = None,
+    pretend: bool = False,
+) -> Rendered:
+    """Render the template into `destination`.
+
+    Questions without an answer get their default, or are asked on the terminal with `ask`;
+    `defaults` overrides defaults of the template.
+    """
+    # Here, because it takes several times as long as everything that `--help` needs.
+    import copier
+    from copier.errors import CopierError, InteractiveSessionError
+    from plumbum import local
+
+    origin = {"_src_path": template.ADDRESS, "_commit": template.VERSION_TAG}
+    try:
+        # Without git on its PATH copier takes a checkout of this repository as the plain folder
+        # that it is in a wheel, and spawns no git for each file that it writes. Its settings
+        # file is left out: the defaults are those that the help shows.
+        with local.env(PATH=os.devnull):
+            worker = copier.run_copy(
+                str(template.root()),
+                destination,
+                data={**answers, **origin},
+                user_defaults=defaults,
+                defaults=not ask,
+                settings=copier.Settings(),
+                pretend=pretend,
+                quiet=True,
+            )
+    except InteractiveSessionError as error:
+        raise KeyboardInterrupt from error  # Ctrl-D says what Ctrl-C says.
+    except (CopierError, ValueError) as error:
+        raise UserError(_explain(str(error))) from error
+    return Rendered(worker.answers.combined, frozenset(worker.answers.hidden))
+
+
+def new(
+    path: Path,
+    questions: list[Question],
+    answers: Answers,
+    *,
+    ask: bool = False,
+    repository: bool = True,
+) -> Project:
+    """Make the project at `path`; on any error nothing is left behind."""
+    path = Path(os.path.abspath(path))
+    parent = _existing_parent(path)
+    if repository:
+        git.require()
+    work_tree = git.enclosing_work_tree(parent) if repository else None
+    commit = repository and work_tree is None
+    defaults = _defaults(path)
+    if ask:
+        # Wrong flags are better told before the questions than after them.
+        _check_used(questions, answers, render(answers, path, defaults=defaults, pretend=True))
+    try:
+        with _staging(path) as folder:
+            rendered = render(answers, folder, ask=ask, defaults=defaults)
+            _check_used(questions, answers, rendered)
+            files = list_files(folder)
+            if commit:
+                git.make_repository(folder, f"Generate {rendered.answers['project_name']}")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder.") from error
+    return Project(path, rendered.answers["package_name"], files, commit, work_tree)
+
+
+def preview(path: Path, questions: list[Question], answers: Answers) -> list[str]:
+    """List the files that `new` would write, relative to `path`, and write nothing there."""
+    path = Path(os.path.abspath(path))
+    _existing_parent(path)
+    with tempfile.TemporaryDirectory() as folder:
+        destination = Path(folder, "project")
+        _check_used(questions, answers, render(answers, destination, defaults=_defaults(path)))
+        return list_files(destination)
+
+
+def list_files(folder: Path) -> list[str]:
+    """List the files under `folder` as sorted relative paths, without git's own."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in paths if path.parts[0] != ".git")
+
+
+def _defaults(path: Path) -> Answers:
+    return {"project_name": path.name}
+
+
+def _check_used(questions: list[Question], answers: Answers, rendered: Rendered) -> None:
+    for question in questions:
+        if question.name in answers and question.name in rendered.unused:
+            raise UserError(
+                f"{question.flag} only applies when {question.when}; leave it out or change that."
+            )
+
+
+def _explain(message: str) -> str:
+    """Turn copier's words about an answer into the command line's."""
+    match = re.match(r"Validation error for question '(\w+)': (.*)", message, re.DOTALL)
+    if match is None:
+        return message
+    name, reason = match.groups()
+    flag = "--" + name.replace("_", "-")
+    if name == "project_name":
+        flag += " (the last part of PATH, unless given)"
+    return f"{flag}: {reason}"
+
+
+def _existing_parent(path: Path) -> Path:
+    """Check that a project can be made at `path`; return its nearest folder that exists."""
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise UserError(f"{path} is not empty; choose a new or an empty folder.")
+    elif os.path.lexists(path):
+        raise UserError(f"{path} exists and is not a folder; choose another path.")
+    existing = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise UserError(f"{existing} is not a folder; choose another path.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{existing} is not writable; choose another folder.")
+    return existing
+
+
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `path` when the block succeeds, and vanishes when it fails.
+
+    The folder does not exist yet: whoever writes into it makes it, with missing parents.
+    """
+    exists = path.is_dir()
+    # An empty folder that exists may be a mount point or a shell's working directory, so it is
+    # filled and not replaced.
+    folder = (path if exists else path.parent) / f".infer-scaffold-{secrets.token_hex(4)}"
+    missing = [parent for parent in path.parents if not parent.exists()]
+    moved: list[Path] = []
+    try:
+        yield folder
+        if exists:
+            for child in sorted(folder.iterdir()):
+                moved.append(child.rename(path / child.name))
+            folder.rmdir()
+        else:
+            folder.rename(path)
+    except BaseException:
+        for leftover in (folder, *moved):
+            _remove(leftover)
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
