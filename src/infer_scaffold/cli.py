@@ -6,12 +6,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from infer_scaffold import __version__, questions, template
 from infer_scaffold.errors import UserError
+
+if TYPE_CHECKING:
+    from infer_scaffold.generate import Project
 
 QUESTIONS = questions.load(template.root())
 
@@ -57,7 +60,7 @@ def _root(
 @app.command()
 @_with_question_options
 def new(
-    path: Annotated[Path, typer.Argument(help="Folder of the new project.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the new project.")],
     *,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Ask nothing: use the defaults.")
@@ -95,13 +98,38 @@ def new(
     if not (ask or yes):
         typer.echo("Not a terminal: the defaults answer what no flag does.", err=True)
     project = generate.new(path, QUESTIONS, answers, ask=ask, repository=not no_git)
-    for line in _report(project, git_wanted=not no_git):
+    for line in _report(project, repository=not no_git):
         typer.echo(line)
     if "dev" in __version__:
         typer.echo(
             f"Note: {__version__} is a development version; updates start with the first release.",
             err=True,
         )
+
+
+def _report(project: "Project", *, repository: bool) -> list[str]:
+    """Say what was made, and what to type next."""
+    if project.committed:
+        history = ", first commit on main"
+    elif repository:
+        history = (
+            f"; no repository of its own, as it is inside {project.work_tree}: commit it there"
+        )
+    else:
+        history = "; no git repository, which `copier update` will need"
+    here = Path.cwd()
+    path = project.path.relative_to(here) if here in project.path.parents else project.path
+    return [
+        f"Created {path} ({len(project.files)} files{history}).",
+        "",
+        "Next:",
+        *([] if path == here else [f"  cd {shlex.quote(str(path))}"]),
+        # --upgrade-deps: the pip that comes with Python 3.11 does not know --group.
+        "  python3 -m venv --upgrade-deps .venv && . .venv/bin/activate",
+        "  pip install -e . --group dev",
+        "  pytest",
+        f"  python -m {project.package}",
+    ]
 
 
 def main() -> NoReturn:
@@ -111,7 +139,7 @@ def main() -> NoReturn:
         # A path may hold bytes that are no text, and a terminal may know ASCII only.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="infer-scaffold")
     except (UserError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         typer.echo(f"error: {' '.join(message.split())}", err=True)
@@ -124,7 +152,3 @@ def main() -> NoReturn:
 def _exit_on_sigterm(*_: object) -> NoReturn:
     # An exception, so that what is half-written is removed on the way out.
     sys.exit(128 + signal.SIGTERM)
-
-
-def _report(project: Any, *, git_wanted: bool) -> list[str]:
-    raise NotImplementedError

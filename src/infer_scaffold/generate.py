@@ -69,6 +69,8 @@ def render(
                 pretend=pretend,
                 quiet=True,
             )
+    except KeyboardInterrupt:  # Before its subclass below, which is a CopierError as well.
+        raise
     except InteractiveSessionError as error:
         raise KeyboardInterrupt from error  # Ctrl-D says what Ctrl-C says.
     except (CopierError, ValueError) as error:
@@ -86,32 +88,30 @@ def new(
 ) -> Project:
     """Make the project at `path`; on any error nothing is left behind."""
     path = Path(os.path.abspath(path))
-    parent = _existing_parent(path)
-    if repository:
-        git.require()
-    work_tree = git.enclosing_work_tree(parent) if repository else None
-    commit = repository and work_tree is None
-    defaults = _defaults(path)
-    if ask:
-        # Wrong flags are better told before the questions than after them.
-        _check_used(questions, answers, render(answers, path, defaults=defaults, pretend=True))
-    try:
+    with _clear_os_errors(path):
+        parent = _existing_parent(path)
+        if repository:
+            git.require()
+        work_tree = git.enclosing_work_tree(parent) if repository else None
+        commit = repository and work_tree is None
+        defaults = _defaults(path)
+        if ask:
+            # Wrong flags are better told before the questions than after them.
+            _check_used(questions, answers, render(answers, path, defaults=defaults, pretend=True))
         with _staging(path) as folder:
             rendered = render(answers, folder, ask=ask, defaults=defaults)
             _check_used(questions, answers, rendered)
             files = list_files(folder)
             if commit:
                 git.make_repository(folder, f"Generate {rendered.answers['project_name']}")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder.") from error
     return Project(path, rendered.answers["package_name"], files, commit, work_tree)
 
 
 def preview(path: Path, questions: list[Question], answers: Answers) -> list[str]:
     """List the files that `new` would write, relative to `path`, and write nothing there."""
     path = Path(os.path.abspath(path))
-    _existing_parent(path)
-    with tempfile.TemporaryDirectory() as folder:
+    with _clear_os_errors(path), tempfile.TemporaryDirectory() as folder:
+        _existing_parent(path)
         destination = Path(folder, "project")
         _check_used(questions, answers, render(answers, destination, defaults=_defaults(path)))
         return list_files(destination)
@@ -160,6 +160,15 @@ def _existing_parent(path: Path) -> Path:
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{existing} is not writable; choose another folder.")
     return existing
+
+
+@contextmanager
+def _clear_os_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}; choose another folder.") from error
 
 
 @contextmanager

@@ -36,9 +36,7 @@ _FALLBACK_IDENTITY = {"user.name": "infer-scaffold", "user.email": "infer-scaffo
 def require() -> None:
     """Raise a UserError if git is not installed."""
     if shutil.which("git") is None:
-        raise UserError(
-            "git was not found; install it, or leave the repository out with --no-git."
-        )
+        raise UserError("git was not found; install it, or leave the repository out with --no-git.")
 
 
 def enclosing_work_tree(folder: Path) -> Path | None:
@@ -50,31 +48,29 @@ def enclosing_work_tree(folder: Path) -> Path | None:
 
 def make_repository(folder: Path, message: str) -> None:
     """Make `folder` a git repository whose first commit, on main, holds every file in it."""
-    _check(folder, "init", "--quiet", "--template=")
+    _check(folder, "init", "--quiet")
     # --force: a person's global ignore file must not decide what the project consists of.
     _check(folder, "add", "--all", "--force")
     _check(
         folder,
         "commit",
         "--quiet",
-        "--no-verify",
         f"--message={message}",
         settings=_SETTINGS | _missing_identity(folder),
     )
 
 
 def _missing_identity(folder: Path) -> dict[str, str]:
-    known = _run(folder, "config", "--get-regexp", r"^user\.(name|email)$").stdout
-    return {key: value for key, value in _FALLBACK_IDENTITY.items() if f"{key} " not in known}
+    lines = _run(folder, "config", "--get-regexp", r"^user\.(name|email)$").stdout.splitlines()
+    known = {key for key, _, value in (line.partition(" ") for line in lines) if value.strip()}
+    return {key: value for key, value in _FALLBACK_IDENTITY.items() if key not in known}
 
 
 def _check(folder: Path, *arguments: str, settings: dict[str, str] = _SETTINGS) -> None:
     result = _run(folder, *arguments, settings=settings)
     if result.returncode != 0:
         reason = (result.stderr.strip() or f"exit status {result.returncode}").splitlines()[-1]
-        raise UserError(
-            f"git {arguments[0]} failed ({reason}); put that right, or use --no-git."
-        )
+        raise UserError(f"git {arguments[0]} failed ({reason}); put that right, or use --no-git.")
 
 
 def _run(

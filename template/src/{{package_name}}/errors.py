@@ -140,7 +140,10 @@ async def handle_validation_error(request: Request, error: Exception) -> JSONRes
     problems = error.errors()
     # Of a union every member complains; the one that got furthest is the one that was meant.
     field = problems[0]["loc"][:2]
-    problem = max((p for p in problems if p["loc"][:2] == field), key=lambda p: len(p["loc"]))
+    problem = max(
+        (problem for problem in problems if problem["loc"][:2] == field),
+        key=lambda problem: (len(problem["loc"]), not problem["type"].endswith("_type")),
+    )
     param = location(problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     code = "missing_required_parameter" if problem["type"] == "missing" else "invalid_value"

@@ -1,0 +1,58 @@
+"""`python -m <package>`: the service behind uvicorn, with a shutdown that finishes its answers."""
+
+import signal
+import sys
+from types import FrameType
+
+import uvicorn
+from pydantic import ValidationError
+
+from .app import create_app
+from .drain import Drain
+from .logs import configure_logging
+from .settings import Settings
+
+
+class DrainingServer(uvicorn.Server):
+    """Keeps listening after the first signal, so that readiness can say 503, then leaves."""
+
+    def __init__(self, config: uvicorn.Config, drain: Drain, drain_seconds: float) -> None:
+        super().__init__(config)
+        self.drain = drain
+        self.drain_seconds = drain_seconds
+
+    async def main_loop(self) -> None:
+        await super().main_loop()
+        await self.drain.finish(self.drain_seconds)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            # The second signal: somebody does not want to wait.
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        super().handle_exit(sig, frame)
+
+
+def main() -> None:
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = f"INFER_{problem['loc'][0]}".upper() if problem["loc"] else "INFER_*"
+            print(f"{name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        raise SystemExit(2) from None
+    configure_logging(settings.log_format, settings.log_level)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
+    DrainingServer(config, app.state.drain, settings.drain_seconds).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Work that goes on beside the requests."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+logger = logging.getLogger(__name__)
+
+
+async def repeat(seconds: float, action: Callable[[], Awaitable[object]]) -> None:
+    """Runs `action` again and again, `seconds` apart, until it is cancelled."""
+    try:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await action()
+            except Exception:
+                logger.exception("background work failed, next try in %g s", seconds)
+    except asyncio.CancelledError:
+        logger.debug("background work cancelled")
+        raise

@@ -1,0 +1,172 @@
+"""Every error, from every layer, leaves as the envelope that OpenAI's clients understand.
+
+The shape is `{"error": {"message", "type", "param", "code"}}`; a client that gets anything else
+shows its user "no body". https://platform.openai.com/docs/guides/error-codes
+"""
+
+from collections.abc import Mapping, Sequence
+
+from fastapi import FastAPI, Request, status
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from .models import errors as model_errors
+
+ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+
+
+class ErrorDetail(BaseModel):
+    message: str = Field(description="What is wrong, for a person")
+    type: str = Field(description="Class of the error")
+    param: str | None = Field(None, description="Field of the request that is to blame")
+    code: str | None = Field(None, description="Stable name of the error, for a program")
+
+
+class ErrorEnvelope(BaseModel):
+    error: ErrorDetail
+
+
+class APIError(HTTPException):
+    """An error with its place in the request. Raise it anywhere below the middleware."""
+
+    def __init__(
+        self,
+        status_code: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status_code=status_code, detail=message, headers=headers)
+        self.param = param
+        self.code = code
+
+
+def from_model_error(error: model_errors.ModelError) -> APIError:
+    """Gives an error of the models its status. The models themselves know nothing of HTTP."""
+    message = str(error)
+    match error:
+        case model_errors.UnknownModel():
+            return APIError(
+                status.HTTP_404_NOT_FOUND, message, param="model", code="model_not_found"
+            )
+        case model_errors.InvalidInput():
+            return APIError(
+                status.HTTP_400_BAD_REQUEST, message, param=error.param, code=error.code
+            )
+        case model_errors.Overloaded():
+            return APIError(
+                status.HTTP_429_TOO_MANY_REQUESTS,
+                message,
+                code="overloaded",
+                headers={"Retry-After": str(error.retry_after)},
+            )
+        case model_errors.LoadFailed():
+            # The same files would fail again, so tell the clients not to retry on their own.
+            return APIError(
+                status.HTTP_503_SERVICE_UNAVAILABLE,
+                message,
+                code="model_unavailable",
+                headers={"x-should-retry": "false"},
+            )
+        case _:
+            return APIError(
+                status.HTTP_503_SERVICE_UNAVAILABLE,
+                message,
+                code="model_unavailable",
+                headers={"Retry-After": "1"},
+            )
+
+
+def internal_error(request_id: str) -> APIError:
+    """A 500 that gives nothing away: the cause is in the log, under the request id."""
+    return APIError(
+        status.HTTP_500_INTERNAL_SERVER_ERROR,
+        f"The server had an error while processing the request. Request id: {request_id}.",
+        code="internal_error",
+        headers={"x-should-retry": "false"},
+    )
+
+
+def envelope_for(error: HTTPException) -> ErrorEnvelope:
+    """The body of the error, which ends a stream just as it answers a request."""
+    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+    return ErrorEnvelope(
+        error=ErrorDetail(
+            message=str(error.detail),
+            type=ERROR_TYPES.get(error.status_code, kind),
+            param=getattr(error, "param", None),
+            code=getattr(error, "code", None),
+        )
+    )
+
+
+def error_response(error: HTTPException) -> JSONResponse:
+    body = envelope_for(error).model_dump()
+    return JSONResponse(body, error.status_code, headers=error.headers)
+
+
+def location(loc: Sequence[str | int]) -> str | None:
+    """`("body", "messages", 0, "role")` → `messages[0].role`; None for the body as a whole.
+
+    pydantic also names the member of a union that it tried, such as `list[str]`; that is not part
+    of the path.
+    """
+    path = ""
+    for part in loc[1:]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier() and part not in ("str", "int", "float", "bool"):
+            path += f".{part}"
+    return path.removeprefix(".") or None
+
+
+async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if not isinstance(error, APIError) and error.status_code == status.HTTP_404_NOT_FOUND:
+        error.detail = f"Unknown URL: {request.method} {request.url.path}"
+    return error_response(error)
+
+
+async def handle_validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    # Of a union every member complains; the one that got furthest is the one that was meant.
+    field = problems[0]["loc"][:2]
+    problem = max(
+        (problem for problem in problems if problem["loc"][:2] == field),
+        key=lambda problem: (len(problem["loc"]), not problem["type"].endswith("_type")),
+    )
+    param = location(problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    code = "missing_required_parameter" if problem["type"] == "missing" else "invalid_value"
+    if problem["type"] == "json_invalid":
+        param, code = None, "invalid_json"
+        message = f"The body is not valid JSON: {problem['ctx']['error']}."
+    return error_response(
+        APIError(
+            status.HTTP_400_BAD_REQUEST,
+            f"{param}: {message}" if param else message,
+            param=param,
+            code=code,
+        )
+    )
+
+
+async def handle_model_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, model_errors.ModelError)
+    return error_response(from_model_error(error))
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """What is not listed here is a 500, which the request context middleware answers and logs."""
+    app.add_exception_handler(HTTPException, handle_http_exception)
+    app.add_exception_handler(RequestValidationError, handle_validation_error)
+    app.add_exception_handler(model_errors.ModelError, handle_model_error)

@@ -1,0 +1,37 @@
+"""The seam where a team puts a model of its own: subclass `Model`, list it in a `ModelSpec`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .device import Device
+
+
+class Model(ABC):
+    """One loaded model. Its methods for inference are its own; the registry needs only these."""
+
+    type: ClassVar[str]
+    """What it does, as `/v1/models` shows it: "chat", "embeddings", …"""
+
+    @property
+    def alive(self) -> bool:
+        """False when the model can no longer answer, for example because its thread died."""
+        return True
+
+    @abstractmethod
+    def unload(self) -> None:
+        """Frees what the model holds. Runs in a thread, so it may block."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that the service can load."""
+
+    id: str
+    """The name that clients use."""
+    model_class: type[Model]
+    load: Callable[[Device], Model]
+    """Runs in a thread, so it may read files and block. Its errors become a 503."""
+    aliases: tuple[str, ...] = ()
+    """Other names that clients may use, for example the folder of the weights."""

@@ -1,0 +1,34 @@
+"""What can go wrong with a model, in its own words. `..errors` gives each its HTTP status."""
+
+
+class ModelError(Exception):
+    """The model cannot answer. The message is written for the client."""
+
+
+class UnknownModel(ModelError):
+    """No such model is configured, or it does not do what was asked of it."""
+
+
+class InvalidInput(ModelError):
+    """The input can never be answered; `param` is the field of the request that is to blame."""
+
+    def __init__(self, message: str, param: str, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class Overloaded(ModelError):
+    """Too much work waits already. Worth another try after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class LoadFailed(ModelError):
+    """The model could not be loaded. The cause is chained and logged, not shown."""
+
+
+class Unavailable(ModelError):
+    """The model is loaded but cannot work now: its thread died, or it is being unloaded."""

@@ -1,0 +1,40 @@
+"""The request of POST /v1/embeddings.
+
+https://platform.openai.com/docs/api-reference/embeddings/create
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .base import APIRequest
+
+Text = Annotated[str, Field(min_length=1)]
+Tokens = Annotated[list[int], Field(min_length=1)]
+
+MAX_INPUTS = 2048
+"""As many as OpenAI takes"""
+
+
+class EmbeddingsRequest(APIRequest):
+    model: str = Field(description="Id of the model, see GET /v1/models")
+    input: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS)]
+    ) = Field(description="A text, texts, the tokens of a text, or those of several")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="Numbers, or little-endian float32 in base64"
+    )
+    dimensions: int | None = Field(None, ge=1, description="Keep only the first so many numbers")
+    user: str | None = Field(None, description="Accepted, not used")
+
+    @property
+    def inputs(self) -> list[str] | list[list[int]]:
+        """`input` as a list, whichever of its four forms it has."""
+        if isinstance(self.input, str):
+            return [self.input]
+        if isinstance(self.input[0], int):
+            return [self.input]
+        return self.input

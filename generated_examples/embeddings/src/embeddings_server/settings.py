@@ -1,0 +1,73 @@
+"""Every knob of the service, typed and described: INFER_* in the environment or in `.env`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+DEVICES = ("cpu", "cuda")
+"""The device types that this service is built for; INFER_DEVICE=auto takes the best one present."""
+
+
+class Settings(BaseSettings):
+    """The settings of one process. Field `chat_model` is the variable `INFER_CHAT_MODEL`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="INFER_", env_file=".env", env_ignore_empty=True, extra="ignore"
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Accepted bearer keys, separated by commas; empty lets everybody in"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="One line of text or of JSON")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe messages to log"
+    )
+    max_body_size: int = Field(
+        4 * 1024 * 1024, gt=0, description="Largest request body in bytes, uploads aside"
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, description="Time that requests in flight get to finish after SIGTERM"
+    )
+
+    device: str = Field("auto", description="auto, cpu, cuda, or a device with an index")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the weights; auto takes what the device computes natively"
+    )
+    preload: bool = Field(
+        False, description="Load every configured model at start; not ready until they are loaded"
+    )
+    idle_unload_seconds: float = Field(
+        0.0, ge=0, description="Unload a model that was not used for so long; 0 keeps it loaded"
+    )
+    max_queue: int = Field(
+        256, ge=0, description="Requests that may wait for a model; more are answered with 429"
+    )
+
+    embeddings_model: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        description="Embeddings model: hub id or local folder",
+    )
+    embeddings_batch_tokens: int = Field(
+        2048, ge=1, description="Tokens, padding included, in one forward pass of the encoder"
+    )
+    embeddings_batch_texts: int = Field(
+        32, ge=1, description="Texts in one forward pass of the encoder"
+    )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def split_keys(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(key for part in value.split(",") if (key := part.strip()))
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def check_device(cls, value: str) -> str:
+        kind, _, index = value.partition(":")
+        if value != "auto" and (kind not in DEVICES or (":" in value and not index.isdecimal())):
+            raise ValueError(f"must be auto or one of {', '.join(DEVICES)}, index or not")
+        return value

@@ -1,0 +1,179 @@
+"""What every request passes, as plain ASGI.
+
+Not `@app.middleware("http")`: it hides a client's disconnect from the routes, so work for clients
+that are long gone would go on.
+"""
+
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+
+from fastapi import status
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .drain import Drain
+from .errors import APIError, error_response, internal_error
+from .logs import request_id_var
+
+logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("access")
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for the access log: nobody was there to take the answer."""
+
+HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
+
+
+class RequestContextMiddleware:
+    """Outermost: the request id, one access line, and a 500 for what nobody else has caught."""
+
+    VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if self.VALID_ID.fullmatch(given) else uuid.uuid4().hex
+        token = request_id_var.set(request_id)
+        started = time.perf_counter()
+        response_status: int | None = None
+        sent = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal response_status, sent
+            if message["type"] == "http.response.start":
+                response_status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            elif message["type"] == "http.response.body":
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            response_status = CLIENT_CLOSED_REQUEST
+        except Exception:
+            logger.exception("unhandled error")
+            if response_status is not None:
+                raise  # too late for a status: uvicorn closes the connection, the client notices
+            await error_response(internal_error(request_id))(scope, receive, send_with_id)
+        finally:
+            access_logger.info(
+                "request",
+                extra={
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": response_status or CLIENT_CLOSED_REQUEST,
+                    "duration_ms": round((time.perf_counter() - started) * 1000, 1),
+                    "bytes": sent,
+                    "client": scope["client"][0] if scope.get("client") else None,
+                },
+            )
+            request_id_var.reset(token)
+
+
+class DrainMiddleware:
+    """Counts the requests in flight, and turns new ones away once the service is leaving."""
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self.app = app
+        self.drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
+            await self.app(scope, receive, send)
+            return
+        if self.drain.draining:
+            leaving = APIError(
+                status.HTTP_503_SERVICE_UNAVAILABLE,
+                "The service is shutting down; another instance will take the request.",
+                code="shutting_down",
+                headers={"Retry-After": "1", "Connection": "close"},
+            )
+            await error_response(leaving)(scope, receive, send)
+            return
+        self.drain.enter()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.drain.leave()
+
+
+class APIKeyMiddleware:
+    """Asks for `Authorization: Bearer KEY`, except where a load balancer asks for health."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self.app = app
+        self.keys = [key.encode() for key in keys]
+
+    def accepts(self, authorization: str) -> bool:
+        scheme, _, given = authorization.partition(" ")
+        # Every key is compared, each in constant time: the answer's timing tells nothing.
+        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self.keys]
+        return scheme.lower() == "bearer" and any(matches)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
+            await self.app(scope, receive, send)
+            return
+        if self.accepts(Headers(scope=scope).get("authorization", "")):
+            await self.app(scope, receive, send)
+            return
+        refused = APIError(
+            status.HTTP_401_UNAUTHORIZED,
+            "Missing or wrong API key. Send it as 'Authorization: Bearer KEY'.",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+        await error_response(refused)(scope, receive, send)
+
+
+class BodyLimitMiddleware:
+    """Stops a body that is too large while it arrives, before anything has been kept of it.
+
+    FastAPI's own `max_body_size` answers in plain text, which OpenAI's clients cannot read.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, overrides: Mapping[str, int]) -> None:
+        self.app = app
+        self.limit = limit
+        self.overrides = overrides
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        limit = self.overrides.get(scope["path"], self.limit)
+        too_large = APIError(
+            status.HTTP_413_CONTENT_TOO_LARGE,
+            f"The request body is too large. The limit is {limit} bytes.",
+            code="content_too_large",
+            headers={"Connection": "close"},
+        )
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            await error_response(too_large)(scope, receive, send)
+            return
+
+        received = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise too_large
+            return message
+
+        await self.app(scope, receive_within_limit, send)

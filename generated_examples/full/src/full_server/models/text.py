@@ -1,0 +1,55 @@
+"""From tokens back to text, piece by piece, and where the text has to stop."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class Detokenizer:
+    """Decodes a stream of tokens. A character of several tokens appears when it is complete."""
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+
+    def push(self, tokens: Sequence[int]) -> str:
+        return "".join(self._stream.step(self._tokenizer, token) or "" for token in tokens)
+
+
+class StopMatcher:
+    """Finds stop strings in a stream of text, across the borders of its pieces.
+
+    Text that may be the beginning of a stop string is held back, so none ever leaks.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """The text that is safe to show, and whether a stop string has ended the answer."""
+        text = self._held + text
+        found = [index for stop in self._stops if (index := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def flush(self) -> str:
+        """What was held back, once no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """Length of the longest end of `text` that `stop` begins with."""
+        for length in range(min(len(stop) - 1, len(text)), 0, -1):
+            if text.endswith(stop[:length]):
+                return length
+        return 0

@@ -1,0 +1,1 @@
+"""The endpoints, one group a module. They know HTTP and nothing of tensors."""

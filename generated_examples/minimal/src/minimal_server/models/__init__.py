@@ -1,0 +1,1 @@
+"""The models: tokens and tensors, nothing of HTTP. The only package that imports torch."""

@@ -1,0 +1,48 @@
+"""GET /v1/models: what can be asked for, loaded or not."""
+
+from typing import Literal
+
+from fastapi import APIRouter
+from openai.types import Model
+from pydantic import BaseModel, Field
+
+from ..dependencies import RegistryDep
+from ..models.base import ModelSpec
+
+router = APIRouter(tags=["models"])
+
+
+class ModelCard(Model):
+    """OpenAI's model object, and what this service knows beyond it."""
+
+    type: str = Field(description='What the model does: "chat", "embeddings", …')
+    loaded: bool = Field(description="False until its first use")
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+def card(spec: ModelSpec, registry: RegistryDep) -> ModelCard:
+    return ModelCard(
+        id=spec.id,
+        object="model",
+        # Stable while the service runs: clients keep models by their id and this time.
+        created=registry.created,
+        owned_by="organization-owner",
+        type=spec.model_class.type,
+        loaded=spec in registry.loaded,
+    )
+
+
+@router.get("/v1/models", response_model_exclude_none=True)
+async def list_models(registry: RegistryDep) -> ModelList:
+    """Every configured model."""
+    return ModelList(data=[card(spec, registry) for spec in registry.specs])
+
+
+@router.get("/v1/models/{model_id:path}", response_model_exclude_none=True)
+async def retrieve_model(model_id: str, registry: RegistryDep) -> ModelCard:
+    """One model. Hub ids contain a slash, so the id is all the rest of the path."""
+    return card(registry.spec(model_id), registry)

@@ -1,0 +1,58 @@
+"""POST /v1/embeddings"""
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from openai.types import CreateEmbeddingResponse
+from openai.types.create_embedding_response import Usage
+from openai.types.embedding import Embedding
+
+from ..dependencies import RegistryDep
+from ..disconnect import until_disconnect
+from ..models.embeddings import Embeddings, EmbeddingsModel
+from ..schemas.embeddings import EmbeddingsRequest
+
+router = APIRouter(tags=["embeddings"])
+
+
+class EncodedEmbedding(Embedding):
+    """OpenAI's type knows numbers only, though its clients ask for base64 by default."""
+
+    embedding: list[float] | str  # type: ignore[assignment]
+
+
+class EmbeddingsResponse(CreateEmbeddingResponse):
+    data: list[EncodedEmbedding]  # type: ignore[assignment]
+
+
+@router.post("/v1/embeddings", response_model=EmbeddingsResponse)
+async def create_embeddings(
+    body: EmbeddingsRequest, request: Request, registry: RegistryDep
+) -> Response:
+    """One vector for each input, in the order of the inputs."""
+    async with registry.use(body.model, EmbeddingsModel) as model:
+        work = model.embed(body.inputs, body.dimensions)
+        embeddings = await until_disconnect(request, work)
+    # 2048 vectors of 1024 numbers are 20 MB of JSON: nothing for the event loop.
+    content = await asyncio.to_thread(render, embeddings, body.model, body.encoding_format)
+    return Response(content, media_type="application/json")
+
+
+def render(embeddings: Embeddings, model: str, encoding: Literal["float", "base64"]) -> str:
+    vectors: Sequence[list[float] | str]
+    if encoding == "float":
+        vectors = embeddings.as_lists()
+    else:
+        vectors = [base64.b64encode(vector).decode() for vector in embeddings.as_bytes()]
+    return EmbeddingsResponse(
+        object="list",
+        data=[
+            EncodedEmbedding(object="embedding", index=index, embedding=vector)
+            for index, vector in enumerate(vectors)
+        ],
+        model=model,
+        usage=Usage(prompt_tokens=embeddings.tokens, total_tokens=embeddings.tokens),
+    ).model_dump_json()

@@ -1,0 +1,64 @@
+"""Every combination of answers renders Python that is formatted, free of lint and compiles."""
+
+import compileall
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import chain, combinations
+from pathlib import Path
+
+import pytest
+
+from infer_scaffold import generate, questions, template
+from infer_scaffold.questions import Answers
+
+CHOICES = {question.name: question.choices for question in questions.load(template.root())}
+
+
+def subsets(choices: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Every subset that is not empty."""
+    sizes = range(1, len(choices) + 1)
+    return list(chain.from_iterable(combinations(choices, size) for size in sizes))
+
+
+def variants(endpoints: tuple[str, ...]) -> Iterator[Answers]:
+    """Every combination of the other answers that changes files."""
+    for devices in subsets(CHOICES["devices"]):
+        answers: Answers = {"endpoints": list(endpoints), "devices": list(devices)}
+        if "chat" in endpoints:
+            for streaming in CHOICES["streaming"]:
+                yield {**answers, "streaming": streaming}
+        else:
+            yield answers
+
+
+def ruff(folder: Path, *arguments: str) -> str:
+    """Run ruff over all projects in `folder`, each with its own settings; return its findings."""
+    command = [sys.executable, "-m", "ruff", *arguments, "--no-cache", "."]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return "" if result.returncode == 0 else result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("endpoints", subsets(CHOICES["endpoints"]), ids="-".join)
+def test_every_variant_is_formatted_and_clean(endpoints: tuple[str, ...], tmp_path: Path) -> None:
+    for answers in variants(endpoints):
+        name = "-".join([*answers["devices"], answers.get("streaming", "")]).strip("-")
+        generate.render({"project_name": "myserver", **answers}, tmp_path / name)
+
+    findings = ruff(tmp_path, "format", "--check")
+    assert not findings, findings
+    findings = ruff(tmp_path, "check", "--output-format=concise")
+    assert not findings, findings
+    assert compileall.compile_dir(tmp_path, quiet=1)
+
+
+def test_ruff_reads_each_project_s_own_settings(tmp_path: Path) -> None:
+    for name, length in {"short": 20, "long": 200}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pyproject.toml").write_text(f"[tool.ruff]\nline-length = {length}\n")
+        (tmp_path / name / "code.py").write_text('call("a word", "another word")\n')
+
+    findings = ruff(tmp_path, "format", "--check")
+
+    assert "short/code.py" in findings
+    assert "long/code.py" not in findings
