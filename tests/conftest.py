@@ -24,7 +24,7 @@ Run = Callable[..., Outcome]
 
 
 @pytest.fixture(autouse=True)
-def _no_personal_git(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+def _no_personal_git(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test depend on the git settings, or the repository, of whoever runs it."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")

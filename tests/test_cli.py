@@ -1,13 +1,14 @@
 """The command line: what it accepts, what it says, and how it refuses."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from infer_scaffold import __version__
+from infer_scaffold import __version__, git
 from infer_scaffold.cli import QUESTIONS
 from infer_scaffold.questions import PRESETS
 from tests.conftest import Run
@@ -135,7 +136,7 @@ BAD_INPUT = {
     "bytes that are no text": (["new", "s\udcff", "--yes"], "lower-case letter"),
     "newline in the name": (["new", "x1", "--yes", "--project-name", "x1\n"], "lower-case letter"),
     "empty name": (["new", "x1", "--yes", "--project-name", ""], "lower-case letter"),
-    "long name": (["new", "x1", "--yes", "--project-name", "x" * 41], "at most 40 characters"),
+    "long name": (["new", "x1", "--yes", "--project-name", "x" * 31], "at most 30 characters"),
     "traversal": (["new", "x1", "--yes", "--project-name", "../../x1"], "lower-case letter"),
     "newline": (["new", "x1", "--yes", "--description", "two\nlines"], "one line of plain text"),
     "escape": (["new", "x1", "--yes", "--description", "\x1b[31m"], "one line of plain text"),
@@ -248,6 +249,19 @@ def test_a_path_that_is_no_text_on_an_ascii_terminal(folder: Path) -> None:
 
     assert outcome.returncode == 0, outcome.stderr
     assert (folder / os.fsdecode(b"\xff\xc3\xa9") / ".copier-answers.yml").is_file()
+
+
+def test_being_stopped_leaves_nothing_behind(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        assert list(folder.iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(git, "make_repository", stop)
+
+    assert run("new", "server", "--yes").code == 128 + signal.SIGTERM
+    assert not list(folder.iterdir())
 
 
 def test_a_closed_pipe_is_no_traceback(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import keyword
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import jinja2
@@ -72,7 +73,17 @@ def test_no_keyword_and_no_public_module_is_missing_from_the_reserved_names() ->
     assert not possible - reserved()
 
 
-@pytest.mark.parametrize("name", ["x", "my-server", "my_server", "llm2", "a-1", "x" * 40])
+def test_no_dependency_of_a_project_is_missing_from_the_reserved_names(tmp_path: Path) -> None:
+    generate.render({"project_name": "server", "devices": ["cpu", "cuda", "mps"]}, tmp_path)
+    pyproject = tomllib.loads((tmp_path / "pyproject.toml").read_text())
+    groups = (pyproject["project"]["dependencies"], *pyproject["dependency-groups"].values())
+    wanted = {re.split(r"[^\w.-]", line)[0] for group in groups for line in group}
+
+    assert "torch" in wanted
+    assert not {re.sub(r"[-.]+", "_", name).lower() for name in wanted} - reserved()
+
+
+@pytest.mark.parametrize("name", ["x", "my-server", "my_server", "llm2", "a-1", "x" * 30])
 def test_good_names(name: str, tmp_path: Path) -> None:
     rendered = generate.render({"project_name": name}, tmp_path / "x", pretend=True)
 

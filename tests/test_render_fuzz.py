@@ -90,7 +90,10 @@ def check(answers: Answers) -> None:
             text = (folder / name).read_text(encoding="utf-8")
             parse = PARSERS.get(Path(name).suffix)
             if parse is not None:
-                parse(text)
+                try:
+                    parse(text)
+                except Exception as error:
+                    raise AssertionError(f"{name} does not parse: {error}\n{text}") from error
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         assert project["name"] == answers["project_name"]
         assert project["description"] == answers["description"]
@@ -107,7 +110,7 @@ def check(answers: Answers) -> None:
 )
 def test_every_file_of_every_answer_set_parses(endpoints: tuple[str, ...]) -> None:
     @settings(
-        max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=120, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(answer_sets(*endpoints))
     def generated(answers: Answers) -> None:

@@ -26,11 +26,12 @@ class DrainingServer(uvicorn.Server):
         await self.drain.finish(self.drain_seconds)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not uvicorn's own: it raises the signal again after a clean shutdown, which then looks
+        # like a crash, and it ignores a second SIGTERM.
         if self.should_exit:
-            # The second signal: somebody does not want to wait.
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
-        super().handle_exit(sig, frame)
+        self.should_exit = True
 
 
 def main() -> None:

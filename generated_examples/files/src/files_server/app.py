@@ -35,17 +35,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         device = Device(settings.device, settings.dtype, DEVICES)
         registry = ModelRegistry(configured_models(settings), device)
-        files = FileStore(settings.files_url)
+        file_store = FileStore(settings.files_url)
         tasks = [asyncio.create_task(repeat(1.0, registry.revive))]
         if settings.idle_unload_seconds:
             unload_idle = partial(registry.unload_idle, settings.idle_unload_seconds)
             tasks.append(asyncio.create_task(repeat(5.0, unload_idle)))
-        tasks.append(asyncio.create_task(repeat(3600.0, files.sweep)))
+        tasks.append(asyncio.create_task(repeat(3600.0, file_store.sweep)))
         if settings.preload:
             tasks.append(asyncio.create_task(registry.load_all()))
 
         try:
-            yield {"settings": settings, "registry": registry, "files": files}
+            yield {"settings": settings, "registry": registry, "files": file_store}
         finally:
             for task in tasks:
                 task.cancel()
@@ -58,12 +58,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.api_keys:
         keys = [key.get_secret_value() for key in settings.api_keys]
         middleware.append(Middleware(APIKeyMiddleware, keys=keys))
+    uploads = {"/v1/files": settings.max_upload_size + files.FORM_OVERHEAD}
     middleware.append(
-        Middleware(
-            BodyLimitMiddleware,
-            limit=settings.max_body_size,
-            overrides={"/v1/files": settings.max_upload_size},
-        )
+        Middleware(BodyLimitMiddleware, limit=settings.max_body_size, overrides=uploads)
     )
 
     app = FastAPI(

@@ -144,10 +144,13 @@ class BodyLimitMiddleware:
     FastAPI's own `max_body_size` answers in plain text, which OpenAI's clients cannot read.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, overrides: Mapping[str, int]) -> None:
+    def __init__(
+        self, app: ASGIApp, limit: int, overrides: Mapping[str, int] | None = None
+    ) -> None:
+        """`limit` and, for the paths in `overrides`, another one; in bytes."""
         self.app = app
         self.limit = limit
-        self.overrides = overrides
+        self.overrides = overrides or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -83,9 +83,7 @@ class Settings(BaseSettings):
     files_url: str = Field(
         "file:./data/files", description="Where files are kept: file:///…, s3://bucket/…, memory://"
     )
-    max_upload_size: int = Field(
-        100 * 1024 * 1024, gt=0, description="Largest upload in bytes"
-    )
+    max_upload_size: int = Field(100 * 1024 * 1024, gt=0, description="Largest upload in bytes")
     max_pdf_pages: int = Field(
         200, ge=1, description="Pages of a PDF that one upload may have rendered"
     )

@@ -55,13 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.api_keys:
         keys = [key.get_secret_value() for key in settings.api_keys]
         middleware.append(Middleware(APIKeyMiddleware, keys=keys))
-    middleware.append(
-        Middleware(
-            BodyLimitMiddleware,
-            limit=settings.max_body_size,
-            overrides={},
-        )
-    )
+    middleware.append(Middleware(BodyLimitMiddleware, limit=settings.max_body_size))
 
     app = FastAPI(
         title="minimal-server",

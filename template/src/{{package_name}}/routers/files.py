@@ -79,7 +79,7 @@ async def upload_file(
     files: FilesDep,
     settings: SettingsDep,
     file: UploadFile,
-    purpose: UploadPurpose = Form(description="What the file is for"),
+    purpose: Annotated[UploadPurpose, Form(description="What the file is for")],
     convert_pdf: bool = Form(default=False, description="Render the pages of the PDF"),
     pdf_dpi: int = Form(default=150, ge=36, le=300, description="Resolution of the pages"),
     expires_after: str | None = Form(default=None, alias="expires_after[seconds]"),
@@ -127,9 +127,7 @@ async def list_files(
     """Files by the time of their upload, newest first. `after` is the last id of the page before,
     whether or not that file still exists.
     """
-    page, has_more = await files.list_files(
-        limit=limit, after=after, order=order, purpose=purpose
-    )
+    page, has_more = await files.list_files(limit=limit, after=after, order=order, purpose=purpose)
     return FileList(
         data=[as_file_object(file) for file in page],
         has_more=has_more,

@@ -1,10 +1,24 @@
 """What all requests have in common."""
 
 import logging
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 logger = logging.getLogger(__name__)
+
+
+def check_unicode(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which is no character and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"is not valid Unicode at position {error.start}") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(check_unicode)]
+"""For everything that a tokenizer will read"""
 
 
 class APIRequest(BaseModel):
@@ -13,7 +27,7 @@ class APIRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     @model_validator(mode="after")
-    def warn_about_unknown_fields(self) -> "APIRequest":
+    def warn_about_unknown_fields(self) -> Self:
         if self.model_extra:
             logger.warning("ignored unknown fields: %s", ", ".join(sorted(self.model_extra)))
         return self

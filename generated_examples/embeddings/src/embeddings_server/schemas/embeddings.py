@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .base import APIRequest
+from .base import APIRequest, Text
 
-Text = Annotated[str, Field(min_length=1)]
+NonEmptyText = Annotated[Text, Field(min_length=1)]
 Tokens = Annotated[list[int], Field(min_length=1)]
 
 MAX_INPUTS = 2048
@@ -19,8 +19,8 @@ MAX_INPUTS = 2048
 class EmbeddingsRequest(APIRequest):
     model: str = Field(description="Id of the model, see GET /v1/models")
     input: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+        NonEmptyText
+        | Annotated[list[NonEmptyText], Field(min_length=1, max_length=MAX_INPUTS)]
         | Tokens
         | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS)]
     ) = Field(description="A text, texts, the tokens of a text, or those of several")

@@ -96,21 +96,24 @@ class BatchingEngine:
         self._max_in_flight = max_batch_requests + max_queue
         self._streams: dict[str, TokenStream] = {}
 
+        config = ContinuousBatchingConfig(
+            page_size=PAGE_SIZE,
+            num_blocks=math.ceil(kv_cache_tokens / PAGE_SIZE),
+            max_batch_tokens=max_batch_tokens,
+            max_requests_per_batch=max_batch_requests,
+            per_request_processors=True,
+            # The sampler keeps its rows between two calls, see there.
+            use_cuda_graph=False,
+            use_async_batching=False,
+        )
         processors = LogitsProcessorList([Sampler()])
         model._get_logits_processor = lambda *args, **kwargs: processors
-        self._manager = model.init_continuous_batching(
-            generation_config=GenerationConfig(do_sample=False, eos_token_id=self._eos_token_ids),
-            continuous_batching_config=ContinuousBatchingConfig(
-                page_size=PAGE_SIZE,
-                num_blocks=math.ceil(kv_cache_tokens / PAGE_SIZE),
-                max_batch_tokens=max_batch_tokens,
-                max_requests_per_batch=max_batch_requests,
-                per_request_processors=True,
-                # The sampler keeps its rows between two calls, see there.
-                use_cuda_graph=False,
-                use_async_batching=False,
-            ),
-        )
+        try:
+            self._manager = model.init_continuous_batching(
+                GenerationConfig(do_sample=False, eos_token_id=self._eos_token_ids), config
+            )
+        finally:
+            del model._get_logits_processor  # the instance's; the class's is back
         self._manager.logit_processor.tensors_required = 1
         self._manager.warmup()  # creates the cache here, where a failure is the caller's
         assert self._manager.batch_processor is not None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from .base import APIRequest
+from .base import APIRequest, Text
 
 
 def only(*accepted: object) -> AfterValidator:
@@ -23,7 +23,7 @@ def only(*accepted: object) -> AfterValidator:
 
 class TextPart(BaseModel):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(BaseModel):
@@ -34,7 +34,7 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description="Who speaks; developer is the newer name of system"
     )
-    content: str | list[TextPart] = Field(description="What is said: text, or parts of text")
+    content: Text | list[TextPart] = Field(description="What is said: text, or parts of text")
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it: a plain string and a role they all know."""

@@ -1,0 +1,101 @@
+"""The service on tiny models that are built on the spot: no network, no downloads."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from chat_server.app import create_app
+from chat_server.settings import Settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings that make the service run on tiny models and in a folder of its own."""
+    folder = tmp_path_factory.mktemp("service")
+    from .tiny_chat import build_chat_model
+
+    return {
+        "device": "cpu",
+        "dtype": "float32",
+        "chat_model": str(build_chat_model(folder / "tiny-chat")),
+        "kv_cache_tokens": 4096,
+    }
+
+
+@pytest.fixture(scope="session")
+def make_client(tiny_settings: dict[str, Any]) -> Callable[..., TestClient]:
+    """Makes a client of a new service in this process, with the settings given."""
+
+    def make(**settings: Any) -> TestClient:
+        app = create_app(Settings(_env_file=None, **tiny_settings | settings))
+        return TestClient(app, raise_server_exceptions=False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def client(make_client: Callable[..., TestClient]) -> Iterator[TestClient]:
+    """One service for all tests that change nothing about it."""
+    with make_client() as client:
+        yield client
+
+
+class Server:
+    """The service as a process of its own, as it runs in production."""
+
+    def __init__(self, settings: dict[str, Any], log: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        environment = {f"INFER_{name}".upper(): str(value) for name, value in settings.items()}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "chat_server"],
+            env=os.environ | environment | {"INFER_PORT": str(port)},
+            stderr=log.open("wb"),
+        )
+
+    def wait_until_up(self) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                httpx2.get(f"{self.url}/v1/models")
+                return
+            except httpx2.TransportError:
+                time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+
+@pytest.fixture
+def make_server(tiny_settings: dict[str, Any], tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts the service as a process, with the settings given."""
+    servers: list[Server] = []
+
+    def make(**settings: Any) -> Server:
+        server = Server(tiny_settings | settings, tmp_path / f"server-{len(servers)}.log")
+        servers.append(server)
+        server.wait_until_up()
+        return server
+
+    yield make
+    for server in servers:
+        server.process.kill()
+        server.process.wait()

@@ -1,0 +1,166 @@
+"""POST /v1/chat/completions through the official client, strictly validated."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+from starlette.testclient import TestClient
+
+HELLO: Any = [{"role": "user", "content": "hello"}]
+IMAGE: Any = [{"role": "user", "content": [{"type": "image_url"}]}]
+
+
+@pytest.fixture(scope="module")
+def api(client: TestClient) -> OpenAI:
+    return OpenAI(
+        base_url="http://testserver/v1",
+        api_key="unused",
+        http_client=client,
+        max_retries=0,
+        _strict_response_validation=True,
+    )
+
+
+def test_models_are_listed_before_they_are_loaded(api: OpenAI) -> None:
+    first, second = api.models.list().data, api.models.list().data
+    assert "tiny-chat" in [model.id for model in first]
+    assert first[0].created == second[0].created
+    assert api.models.retrieve("tiny-chat").id == "tiny-chat"
+
+
+def test_answer(api: OpenAI) -> None:
+    answer = api.chat.completions.create(model="tiny-chat", messages=HELLO, max_tokens=8, seed=1)
+    assert answer.object == "chat.completion"
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens <= 8
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    if answer.usage.completion_tokens == 8:
+        assert answer.choices[0].finish_reason == "length"
+
+
+def test_seed_and_temperature(api: OpenAI) -> None:
+    def ask(**params: Any) -> str | None:
+        answer = api.chat.completions.create(
+            model="tiny-chat", messages=HELLO, max_completion_tokens=12, **params
+        )
+        return answer.choices[0].message.content
+
+    assert ask(seed=1, temperature=1) == ask(seed=1, temperature=1)
+    assert ask(seed=1, temperature=1) != ask(seed=2, temperature=1)
+    assert ask(temperature=0) == ask(temperature=0)
+
+
+def test_stop_string_ends_the_answer_and_is_not_shown(api: OpenAI) -> None:
+    whole = api.chat.completions.create(
+        model="tiny-chat", messages=HELLO, max_tokens=30, temperature=1, seed=4
+    )
+    text = whole.choices[0].message.content
+    assert text
+    stop = text[len(text) // 2 : len(text) // 2 + 2]
+    cut = api.chat.completions.create(
+        model="tiny-chat", messages=HELLO, max_tokens=30, temperature=1, seed=4, stop=[stop]
+    )
+    assert cut.choices[0].message.content == text[: text.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+
+
+def test_parts_and_the_developer_role(api: OpenAI) -> None:
+    parts: Any = [
+        {"role": "developer", "content": "be brief"},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}],
+        },
+    ]
+    plain: Any = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    answers = [
+        api.chat.completions.create(model="tiny-chat", messages=m, max_tokens=9, temperature=0)
+        for m in (parts, plain)
+    ]
+    assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+    assert answers[0].usage == answers[1].usage
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"model": "nope"}, 404, "model"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "wizard", "content": "hi"}]}, 400, "messages[0].role"),
+        ({"messages": IMAGE}, 400, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": "word " * 2000}]}, 400, "messages"),
+        ({"max_tokens": 100_000}, 400, "max_tokens"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"temperature": 3}, 400, "temperature"),
+        ({"top_p": -1}, 400, "top_p"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop"),
+        ({"n": 2}, 400, "n"),
+        ({"logprobs": True}, 400, "logprobs"),
+        ({"frequency_penalty": 0.5}, 400, "frequency_penalty"),
+        ({"tools": [{"type": "function"}]}, 400, "tools"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+    ],
+)
+def test_bad_requests_name_the_field(
+    api: OpenAI, change: dict[str, Any], status: int, param: str
+) -> None:
+    request = {"model": "tiny-chat", "messages": HELLO} | change
+    with pytest.raises(openai.APIStatusError) as caught:
+        api.chat.completions.create(**request)
+    assert caught.value.status_code == status
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["param"] == param
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"[1]", b'{"a": NaN}', b'"\xff"', b"[" * 5000])
+def test_broken_bodies_are_400(client: TestClient, content: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    response = client.post("/v1/chat/completions", content=content, headers=headers)
+    assert response.status_code == 400
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_lone_surrogate_is_a_400(client: TestClient) -> None:
+    content = b'{"model": "tiny-chat", "messages": [{"role": "user", "content": "\\ud800"}]}'
+    headers = {"content-type": "application/json"}
+    assert client.post("/v1/chat/completions", content=content, headers=headers).status_code == 400
+
+
+def test_unknown_fields_are_accepted_with_a_warning(
+    api: OpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.chat.completions.create(
+        model="tiny-chat", messages=HELLO, max_tokens=1, extra_body={"brand_new": 1}
+    )
+    assert "brand_new" in caplog.text
+
+
+def test_a_client_that_leaves_frees_its_place(make_server: Callable[..., Any]) -> None:
+    """Not streamed, too: the work is cancelled, and the only place is free for the next one."""
+    server = make_server(max_batch_requests=1, max_queue=0)
+    api = OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
+    api.chat.completions.create(model="tiny-chat", messages=HELLO, max_tokens=1)  # loads
+    host, port = server.url.removeprefix("http://").split(":")
+
+    async def leave_early() -> None:
+        long = {"model": "tiny-chat", "messages": HELLO, "max_tokens": 1900, "temperature": 0}
+        body = json.dumps(long).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        with pytest.raises(openai.RateLimitError) as caught:
+            api.chat.completions.create(model="tiny-chat", messages=HELLO, max_tokens=1)
+        assert caught.value.response.headers["retry-after"] == "1"
+        writer.close()
+        await asyncio.sleep(0.2)
+
+    asyncio.run(leave_early())
+    api.chat.completions.create(model="tiny-chat", messages=HELLO, max_tokens=1)
+    assert "status=499" in server.log.read_text()

@@ -1,0 +1,149 @@
+"""The streamed answer, on the wire and through the official client."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import OpenAI
+from starlette.testclient import TestClient
+
+from chat_server.models.tokens import TokenStream
+
+HELLO: Any = [{"role": "user", "content": "hello"}]
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    return {"model": "tiny-chat", "messages": HELLO, "stream": True, "seed": 1} | changes
+
+
+def events(client: TestClient | httpx2.Client, **changes: Any) -> list[str]:
+    response = client.post("/v1/chat/completions", json=request(**changes))
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    frames = response.text.split("\n\n")
+    assert frames.pop() == ""
+    frames = [frame for frame in frames if frame != ": ping"]
+    assert all(frame.startswith("data: ") for frame in frames)
+    return [frame.removeprefix("data: ") for frame in frames]
+
+
+def test_framing_and_stable_head(client: TestClient) -> None:
+    *frames, done = events(client, max_tokens=10)
+    assert done == "[DONE]"
+    chunks = [json.loads(frame) for frame in frames]
+    assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in chunks}) == 1
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert [chunk["choices"][0].get("finish_reason") for chunk in chunks[:-1]] == [None] * (
+        len(chunks) - 1
+    )
+    assert chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")
+
+
+def test_stream_and_whole_answer_are_the_same_text(client: TestClient) -> None:
+    http_client: Any = client
+    api = OpenAI(
+        base_url="http://testserver/v1",
+        api_key="unused",
+        http_client=http_client,
+        _strict_response_validation=True,
+    )
+    params: Any = {"model": "tiny-chat", "messages": HELLO, "max_tokens": 40, "seed": 5}
+    whole = api.chat.completions.create(**params)
+    streamed = list(
+        api.chat.completions.create(**params, stream=True, stream_options={"include_usage": True})
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in streamed if c.choices)
+    assert text == whole.choices[0].message.content
+    assert streamed[-1].choices == []
+    assert streamed[-1].usage == whole.usage
+
+
+@pytest.mark.parametrize("setting", ["request", "always"])
+@pytest.mark.parametrize("asked", [True, False])
+def test_usage_on_request_or_always(
+    make_client: Callable[..., TestClient], setting: str, asked: bool
+) -> None:
+    with make_client(stream_usage=setting) as client:
+        frames = events(client, max_tokens=2, stream_options={"include_usage": asked})
+    with_usage = [frame for frame in frames if '"usage"' in frame]
+    assert len(with_usage) == (asked or setting == "always")
+
+
+def test_what_can_fail_fails_before_the_stream_begins(client: TestClient) -> None:
+    response = client.post("/v1/chat/completions", json=request(max_tokens=100_000))
+    assert response.status_code == 400
+
+
+def test_an_error_in_the_middle_is_the_last_event(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = TokenStream.put
+
+    def fail_after_three(self: TokenStream, tokens: list[int]) -> None:
+        put(self, tokens)
+        if self.count >= 3:
+            self.close(RuntimeError("the secret cause"))
+
+    monkeypatch.setattr(TokenStream, "put", fail_after_three)
+    *_, last = events(client, max_tokens=50, temperature=0)
+    error = json.loads(last)["error"]
+    assert error["code"] == "internal_error"
+    assert "secret" not in last
+
+
+def stream_from(url: str, **changes: Any) -> openai.Stream[Any]:
+    api = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+    stream: Any = api.chat.completions.create(**request(**changes))
+    return stream  # type: ignore[no-any-return]
+
+
+def test_tokens_arrive_one_by_one(make_server: Callable[..., Any]) -> None:
+    server = make_server(idle_unload_seconds=3600)
+    list(stream_from(server.url, max_tokens=1))  # loads the model
+    arrivals = [time.monotonic() for _ in stream_from(server.url, max_tokens=200, temperature=0)]
+    assert len(set(arrivals)) > 50
+    assert arrivals[-1] - arrivals[0] > 0.05
+
+
+def test_a_client_that_leaves_frees_its_place(make_server: Callable[..., Any]) -> None:
+    server = make_server(max_batch_requests=1, max_queue=0)
+    list(stream_from(server.url, max_tokens=1))
+    stream = stream_from(server.url, max_tokens=1900, temperature=0)
+    next(iter(stream))
+    with pytest.raises(openai.RateLimitError):
+        stream_from(server.url, max_tokens=1)
+    stream.close()
+    time.sleep(0.2)
+    assert list(stream_from(server.url, max_tokens=1))
+
+
+def test_sigterm_lets_the_stream_finish(make_server: Callable[..., Any]) -> None:
+    server = make_server(drain_seconds=30)
+    list(stream_from(server.url, max_tokens=1))
+    stream = stream_from(server.url, max_tokens=1900, temperature=0)
+    chunks = iter(stream)
+    next(chunks)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    with pytest.raises((openai.InternalServerError, openai.APIConnectionError)):
+        stream_from(server.url, max_tokens=1)
+    *_, last = chunks
+    assert last.choices[0].finish_reason in ("length", "stop")
+    assert server.process.wait(20) == 0
+    assert "unloaded tiny-chat" in server.log.read_text()
+
+
+def test_sigterm_ends_a_stream_that_overstays(make_server: Callable[..., Any]) -> None:
+    server = make_server(drain_seconds=0)
+    list(stream_from(server.url, max_tokens=1))
+    next(iter(stream := stream_from(server.url, max_tokens=1900, temperature=0)))
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(20) == 0
+    stream.close()
+    assert "unloaded tiny-chat" in server.log.read_text()

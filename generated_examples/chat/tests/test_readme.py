@@ -1,0 +1,92 @@
+"""The README tells the truth: its settings are all of them, and its example works.
+
+Delete this file when you replace the README by your own.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from chat_server.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+ENV_EXAMPLE = (ROOT / ".env.example").read_text("utf-8")
+
+EXAMPLE_FILE = re.compile(r"^<!-- file: (\S+) -->\n```python\n(.*?)^```$", re.M | re.S)
+README_ROW = re.compile(r"^\| `INFER_(\w+)` \|(?: `(.*?)`)? \| (.*) \|$", re.M)
+ENV_ENTRY = re.compile(r"^# (.*)\n# INFER_(\w+)=(.*)$", re.M)
+
+
+def as_text(default: object) -> str:
+    match default:
+        case bool():
+            return str(default).lower()
+        case float():
+            return f"{default:g}"
+        case tuple():
+            return ",".join(map(str, default))
+        case _:
+            return str(default)
+
+
+DOCUMENTED = {
+    name.upper(): (as_text(field.default), field.description)
+    for name, field in Settings.model_fields.items()
+}
+
+
+def test_readme_lists_every_setting() -> None:
+    rows = {name: (default, meaning) for name, default, meaning in README_ROW.findall(README)}
+    assert rows == DOCUMENTED
+
+
+def test_env_example_lists_every_setting() -> None:
+    entries = ENV_ENTRY.findall(ENV_EXAMPLE)
+    assert {name: (default, meaning) for meaning, name, default in entries} == DOCUMENTED
+
+
+def test_env_example_uncommented_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in DOCUMENTED:
+        monkeypatch.delenv(f"INFER_{name}", raising=False)
+    env_file = tmp_path / ".env"
+    env_file.write_text(ENV_EXAMPLE.replace("# INFER_", "INFER_"), "utf-8")
+    assert Settings(_env_file=env_file) == Settings(_env_file=None)
+
+
+def run_python(arguments: Sequence[str], folder: Path) -> str:
+    """Runs Python in a copy of the project, and returns what it wrote."""
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def test_example_of_an_own_model_works(tmp_path: Path) -> None:
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for folder in ("src", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=unwanted)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    files = dict(EXAMPLE_FILE.findall(README))
+    assert "train_sentiment.py" in files
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, "utf-8")
+
+    run_python(["train_sentiment.py"], tmp_path)
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_sentiment.py"]
+    assert "3 passed" in run_python(arguments, tmp_path)

@@ -1,0 +1,228 @@
+"""Where uploaded files are kept: a folder, a bucket or memory, through obstore.
+
+A file is `content/{id}`, its rendered pages `pages/{id}/{number}.png`, and `meta/{id}.json`, which
+makes it visible: written last and deleted first, so whatever is cut short leaves nothing that a
+client could see. `sweep` clears away what it left. Nothing is kept between the calls, so any number
+of processes can share one store.
+"""
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.store import LocalStore, ObjectStore, from_url
+from pydantic import BaseModel
+
+from .errors import FileNotFound
+
+FILE_ID = re.compile(r"file-[0-9a-f]{32}")
+
+CHUNK_SIZE = 1024 * 1024
+CONCURRENT_READS = 32
+PARTS_IN_FLIGHT = 2
+"""Of 5 MiB each: what an upload holds in memory."""
+
+
+class StoredFile(BaseModel):
+    """What is known about a file."""
+
+    id: str
+    size: int
+    created_at: int
+    filename: str
+    """As the client called it. It never becomes part of a path."""
+    purpose: str
+    page_count: int | None = None
+
+
+@dataclass(frozen=True)
+class Download:
+    """The bytes of an object while they are read from the store."""
+
+    size: int
+    chunks: AsyncIterator[bytes]
+
+
+def new_id() -> str:
+    """An id that nobody can guess. Ids sort by time, so a page of a list needs only ids."""
+    return f"file-{time.time_ns():016x}{secrets.token_hex(8)}"
+
+
+def local_folder(url: str) -> Path | None:
+    """The folder that a `file:` URL means, `file:./relative` included; None for other URLs."""
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        return None
+    if parts.netloc not in ("", "localhost") or not parts.path:
+        raise ValueError(f"{url} is no folder. Write file:///absolute/path or file:./relative/path")
+    return Path(unquote(parts.path)).absolute()
+
+
+class FileStore:
+    """Raises FileNotFound, and obstore's errors when the store itself does not work."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is `file:///…`, `file:./…`, `s3://bucket/…`, `memory://`, … The folder is made."""
+        self.folder = local_folder(url)
+        self.objects: ObjectStore
+        if self.folder:
+            self.objects = LocalStore(self.folder, mkdir=True, automatic_cleanup=True)
+        else:
+            self.objects = from_url(url)
+
+    async def save(
+        self,
+        chunks: AsyncIterator[bytes],
+        *,
+        filename: str,
+        purpose: str,
+        pages: AsyncIterator[bytes] | None = None,
+    ) -> StoredFile:
+        """Keeps a file and the images of its pages, all of it or nothing."""
+        file_id = new_id()
+        file = StoredFile(
+            id=file_id, size=0, created_at=int(time.time()), filename=filename, purpose=purpose
+        )
+
+        async def counted() -> AsyncIterator[bytes]:
+            async for chunk in chunks:
+                file.size += len(chunk)
+                yield chunk
+
+        try:
+            await obstore.put_async(
+                self.objects, f"content/{file_id}", counted(), max_concurrency=PARTS_IN_FLIGHT
+            )
+            if pages is not None:
+                file.page_count = 0
+                async for png in pages:
+                    file.page_count += 1
+                    await obstore.put_async(self.objects, page_path(file_id, file.page_count), png)
+        except BaseException:
+            await self._delete_content(file_id)
+            raise
+        # From here on the file may be visible, even if this is cancelled or the answer gets lost.
+        await obstore.put_async(self.objects, meta_path(file_id), file.model_dump_json().encode())
+        return file
+
+    async def retrieve(self, file_id: str) -> StoredFile:
+        # An id that this store did not make up never gets as far as a path.
+        if not FILE_ID.fullmatch(file_id):
+            raise no_file(file_id)
+        try:
+            result = await obstore.get_async(self.objects, meta_path(file_id))
+            return StoredFile.model_validate_json(bytes(await result.bytes_async()))
+        except FileNotFoundError as error:
+            raise no_file(file_id) from error
+
+    async def list_files(
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        order: Literal["asc", "desc"] = "desc",
+        purpose: str | None = None,
+    ) -> tuple[list[StoredFile], bool]:
+        """A page of files by time, and whether there are more.
+
+        `after` is a place among the ids: the file itself may have been deleted since.
+        """
+        ids = sorted([id_ async for id_, _ in self._ids("meta")], reverse=order == "desc")
+        if after is not None:
+            ids = [id_ for id_ in ids if (id_ < after if order == "desc" else id_ > after)]
+        found: list[StoredFile] = []
+        while ids and len(found) <= limit:
+            count = min(CONCURRENT_READS, limit + 1 - len(found))
+            batch, ids = ids[:count], ids[count:]
+            files = await asyncio.gather(*(self._retrieve_if_there(id_) for id_ in batch))
+            found += [file for file in files if file and purpose in (None, file.purpose)]
+        return found[:limit], len(found) > limit
+
+    async def content(self, file: StoredFile) -> Download:
+        return await self._download(f"content/{file.id}", file.id)
+
+    async def page(self, file: StoredFile, number: int) -> Download:
+        """The PNG of a page, the first is number 1."""
+        if not 1 <= number <= (file.page_count or 0):
+            raise FileNotFound(f"The file {file.id!r} has no page {number}.")
+        return await self._download(page_path(file.id, number), file.id)
+
+    async def delete(self, file: StoredFile) -> None:
+        try:
+            await obstore.delete_async(self.objects, meta_path(file.id))
+        except FileNotFoundError as error:
+            raise no_file(file.id) from error
+        await self._delete_content(file.id)
+
+    async def sweep(self, older_than: timedelta = timedelta(days=1)) -> None:
+        """Deletes what uploads and deletions that were cut short have left behind."""
+        before = datetime.now(UTC) - older_than
+        # Metadata is listed last: an upload that finishes meanwhile is seen to be complete.
+        orphans = {
+            id_
+            for kind in ("content", "pages")
+            async for id_, modified in self._ids(kind)
+            if modified < before
+        }
+        orphans -= {id_ async for id_, _ in self._ids("meta")}
+        for file_id in orphans:
+            await self._delete_content(file_id)
+        if self.folder:
+            await asyncio.to_thread(delete_staged, self.folder, before)
+
+    async def _ids(self, kind: str) -> AsyncIterator[tuple[str, datetime]]:
+        """The id and the age of every object of a kind. What is not ours is passed over."""
+        async for objects in obstore.list(self.objects, kind):
+            for object_ in objects:
+                name = object_["path"].split("/")[1]
+                file_id = name.removesuffix(".json")
+                if FILE_ID.fullmatch(file_id):
+                    yield file_id, object_["last_modified"]
+
+    async def _retrieve_if_there(self, file_id: str) -> StoredFile | None:
+        with suppress(FileNotFound):
+            return await self.retrieve(file_id)
+        return None
+
+    async def _download(self, path: str, file_id: str) -> Download:
+        try:
+            result = await obstore.get_async(self.objects, path)
+        except FileNotFoundError as error:  # deleted since its metadata was read
+            raise no_file(file_id) from error
+        return Download(result.meta["size"], result.stream(CHUNK_SIZE))
+
+    async def _delete_content(self, file_id: str) -> None:
+        pages = await obstore.list(self.objects, f"pages/{file_id}").collect_async()
+        for path in [f"content/{file_id}", *(page["path"] for page in pages)]:
+            with suppress(FileNotFoundError):
+                await obstore.delete_async(self.objects, path)
+
+
+def meta_path(file_id: str) -> str:
+    return f"meta/{file_id}.json"
+
+
+def page_path(file_id: str, number: int) -> str:
+    return f"pages/{file_id}/{number}.png"
+
+
+def no_file(file_id: str) -> FileNotFound:
+    return FileNotFound(f"The file {file_id!r} does not exist.")
+
+
+def delete_staged(folder: Path, before: datetime) -> None:
+    """Deletes what obstore was writing when the process was killed. It never lists these itself."""
+    for kind in ("content", "meta", "pages"):
+        for path in (folder / kind).rglob("file-*#*"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < before.timestamp():
+                    path.unlink()

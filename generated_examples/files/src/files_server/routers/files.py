@@ -1,0 +1,187 @@
+"""/v1/files: upload, list, look up, download and delete; pages of PDFs as images."""
+
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile, status
+from fastapi.responses import StreamingResponse
+from obstore.exceptions import BaseError as StoreError
+from openai.types import FileDeleted
+
+from ..dependencies import FilesDep, SettingsDep
+from ..disconnect import until_disconnect
+from ..errors import APIError
+from ..files.errors import FileNotFound, InvalidPdf
+from ..files.pdf import is_pdf, render_pages
+from ..files.store import CHUNK_SIZE, FILE_ID, Download, StoredFile
+from ..schemas.files import File, FileList, UploadPurpose
+
+logger = logging.getLogger(__name__)
+
+FORM_OVERHEAD = 64 * 1024
+"""What the body of an upload may have beyond the file: the other fields, headers, boundaries."""
+
+MAX_FILENAME = 255
+
+
+async def translate_errors() -> AsyncIterator[None]:
+    """Gives the errors of files their status. The store and the renderer know nothing of HTTP."""
+    try:
+        yield
+    except FileNotFound as error:
+        raise APIError(
+            status.HTTP_404_NOT_FOUND, str(error), param="file_id", code="file_not_found"
+        ) from error
+    except InvalidPdf as error:
+        raise APIError(
+            status.HTTP_400_BAD_REQUEST, str(error), param=error.param, code="invalid_pdf"
+        ) from error
+    except StoreError as error:
+        logger.exception("the file store failed")
+        raise APIError(
+            status.HTTP_503_SERVICE_UNAVAILABLE,
+            "The file store cannot be reached or does not work.",
+            code="file_store_unavailable",
+            headers={"Retry-After": "1"},
+        ) from error
+
+
+router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(translate_errors)])
+
+
+async def get_file(file_id: str, files: FilesDep) -> StoredFile:
+    return await files.retrieve(file_id)
+
+
+StoredFileDep = Annotated[StoredFile, Depends(get_file)]
+
+
+def as_file_object(file: StoredFile) -> File:
+    return File(
+        id=file.id,
+        bytes=file.size,
+        created_at=file.created_at,
+        filename=file.filename,
+        object="file",
+        purpose=file.purpose,
+        status="processed",
+        page_count=file.page_count,
+    )
+
+
+@router.post("", response_model_exclude_none=True, form_limits={"max_files": 1, "max_fields": 16})
+async def upload_file(
+    request: Request,
+    files: FilesDep,
+    settings: SettingsDep,
+    file: UploadFile,
+    purpose: Annotated[UploadPurpose, Form(description="What the file is for")],
+    convert_pdf: bool = Form(default=False, description="Render the pages of the PDF"),
+    pdf_dpi: int = Form(default=150, ge=36, le=300, description="Resolution of the pages"),
+    expires_after: str | None = Form(default=None, alias="expires_after[seconds]"),
+) -> File:
+    """Keeps a file.
+
+    - **file**: the file; at most INFER_MAX_UPLOAD_SIZE bytes
+    - **purpose**: what it is for, as in OpenAI's API
+    - **convert_pdf**: also render the pages, see `GET /v1/files/{file_id}/pages/{number}`
+    - **pdf_dpi**: resolution of the rendered pages
+    """
+    if not file.filename or len(file.filename) > MAX_FILENAME:
+        raise bad_field("file", f"needs a file name of 1 to {MAX_FILENAME} characters")
+    if expires_after is not None:
+        raise bad_field("expires_after", "is not supported by this service")
+    # The middleware counts the body while it arrives; the file in it is what the limit is about.
+    if file.size is None or file.size > settings.max_upload_size:
+        raise APIError(
+            status.HTTP_413_CONTENT_TOO_LARGE,
+            f"The file is too large. The limit is {settings.max_upload_size} bytes.",
+            param="file",
+            code="content_too_large",
+        )
+    if convert_pdf and not is_pdf(await file.read(1024)):
+        raise bad_field("convert_pdf", "the file is not a PDF")
+
+    async with AsyncExitStack() as resources:
+        pages = None
+        if convert_pdf:
+            rendering = render_pages(file.file, pdf_dpi, settings.max_pdf_pages)
+            pages = await resources.enter_async_context(aclosing(rendering))
+        work = files.save(chunks_of(file), filename=file.filename, purpose=purpose, pages=pages)
+        stored = await until_disconnect(request, work)
+    return as_file_object(stored)
+
+
+@router.get("", response_model_exclude_none=True)
+async def list_files(
+    files: FilesDep,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    after: Annotated[str | None, Query(pattern=f"^{FILE_ID.pattern}$")] = None,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: str | None = None,
+) -> FileList:
+    """Files by the time of their upload, newest first. `after` is the last id of the page before,
+    whether or not that file still exists.
+    """
+    page, has_more = await files.list_files(limit=limit, after=after, order=order, purpose=purpose)
+    return FileList(
+        data=[as_file_object(file) for file in page],
+        has_more=has_more,
+        first_id=page[0].id if page else None,
+        last_id=page[-1].id if page else None,
+    )
+
+
+@router.get("/{file_id}", response_model_exclude_none=True)
+async def retrieve_file(file: StoredFileDep) -> File:
+    """What is known about a file."""
+    return as_file_object(file)
+
+
+@router.delete("/{file_id}")
+async def delete_file(file: StoredFileDep, files: FilesDep) -> FileDeleted:
+    """Deletes a file and its rendered pages."""
+    await files.delete(file)
+    return FileDeleted(id=file.id, deleted=True, object="file")
+
+
+@router.get("/{file_id}/content", response_class=StreamingResponse)
+async def download_file(file: StoredFileDep, files: FilesDep) -> StreamingResponse:
+    """The bytes of a file."""
+    # Whatever the client said the file is: a browser must never run it as a page of this service.
+    headers = {"Content-Disposition": attachment(file.filename)}
+    return as_response(await files.content(file), "application/octet-stream", headers)
+
+
+@router.get("/{file_id}/pages/{number}", response_class=StreamingResponse)
+async def download_page(file: StoredFileDep, number: int, files: FilesDep) -> StreamingResponse:
+    """A page of a PDF as a PNG, the first is number 1. Needs an upload with `convert_pdf`."""
+    return as_response(await files.page(file, number), "image/png", {})
+
+
+def bad_field(param: str, message: str) -> APIError:
+    return APIError(
+        status.HTTP_400_BAD_REQUEST, f"{param}: {message}", param=param, code="invalid_value"
+    )
+
+
+async def chunks_of(file: UploadFile) -> AsyncIterator[bytes]:
+    await file.seek(0)
+    while chunk := await file.read(CHUNK_SIZE):
+        yield chunk
+
+
+def attachment(filename: str) -> str:
+    """A Content-Disposition that keeps the name's Unicode and drops its folders (RFC 6266)."""
+    name = re.split(r"[/\\]", filename)[-1] or "file"
+    ascii_name = re.sub(r"[^A-Za-z0-9 ._-]", "_", name)
+    return f"attachment; filename=\"{ascii_name}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def as_response(download: Download, media_type: str, headers: dict[str, Any]) -> StreamingResponse:
+    headers |= {"Content-Length": str(download.size), "X-Content-Type-Options": "nosniff"}
+    return StreamingResponse(download.chunks, media_type=media_type, headers=headers)

@@ -1,0 +1,13 @@
+"""What can go wrong with a file, in its own words. `..routers.files` gives each its status."""
+
+
+class FileNotFound(Exception):
+    """No such file, or no such page of it."""
+
+
+class InvalidPdf(Exception):
+    """The PDF cannot be rendered; `param` is the field of the upload that is to blame."""
+
+    def __init__(self, message: str, param: str = "file") -> None:
+        super().__init__(message)
+        self.param = param

@@ -1,0 +1,26 @@
+"""The bodies of /v1/files. Its requests are forms, whose fields are parameters of the routes.
+
+https://platform.openai.com/docs/api-reference/files
+"""
+
+from typing import Literal
+
+from openai.types import FileObject
+from pydantic import BaseModel, Field
+
+UploadPurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data"]
+"""Not `evals`: OpenAI's clients may upload it, but their type of a file cannot express it."""
+
+
+class File(FileObject):
+    """OpenAI's file object, and what this service knows beyond it."""
+
+    page_count: int | None = Field(None, description="Pages rendered, if convert_pdf was asked for")
+
+
+class FileList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[File]
+    has_more: bool = Field(description="Whether a request with after=last_id finds more")
+    first_id: str | None = None
+    last_id: str | None = None

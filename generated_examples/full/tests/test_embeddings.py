@@ -1,0 +1,135 @@
+"""POST /v1/embeddings through the official client."""
+
+import asyncio
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import OpenAI
+from starlette.testclient import TestClient
+
+from .tiny_embeddings import build_tokenizer
+
+TEXTS = ["hello world", "a", "the quick brown fox"]
+
+
+def make_api(client: TestClient, *, strict: bool) -> OpenAI:
+    http_client: Any = client
+    return OpenAI(
+        base_url="http://testserver/v1",
+        api_key="unused",
+        http_client=http_client,
+        max_retries=0,
+        _strict_response_validation=strict,
+    )
+
+
+@pytest.fixture
+def api(client: TestClient) -> OpenAI:
+    return make_api(client, strict=True)
+
+
+def embed(api: OpenAI, input: Any, **params: Any) -> list[list[float]]:
+    params.setdefault("encoding_format", "float")
+    answer = api.embeddings.create(model="tiny-embeddings", input=input, **params)
+    assert [item.index for item in answer.data] == list(range(len(answer.data)))
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > 0
+    return [item.embedding for item in answer.data]
+
+
+def test_order_and_batching_do_not_matter(api: OpenAI) -> None:
+    together = embed(api, TEXTS)
+    alone = [embed(api, text)[0] for text in TEXTS]
+    for left, right in zip(together, alone, strict=True):
+        assert left == pytest.approx(right, abs=1e-6)
+        assert math.hypot(*left) == pytest.approx(1)
+
+
+def test_base64_which_clients_ask_for_by_default(client: TestClient, api: OpenAI) -> None:
+    # The client's strict mode looks at the base64 before the client itself has decoded it.
+    default = make_api(client, strict=False).embeddings.create(
+        model="tiny-embeddings", input=TEXTS
+    )
+    for item, expected in zip(default.data, embed(api, TEXTS), strict=True):
+        assert item.embedding == pytest.approx(expected, abs=1e-7)
+
+
+def test_tokens_instead_of_text(api: OpenAI) -> None:
+    tokens = [build_tokenizer().encode(text) for text in TEXTS]
+    assert embed(api, tokens) == pytest.approx(embed(api, TEXTS))
+    assert embed(api, tokens[0]) == pytest.approx(embed(api, TEXTS[:1]))
+
+
+def test_dimensions_shorten_and_normalise(api: OpenAI) -> None:
+    full, short = embed(api, "hello")[0], embed(api, "hello", dimensions=4)[0]
+    scale = math.hypot(*full[:4])
+    assert short == pytest.approx([number / scale for number in full[:4]], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": ["fine", ""]}, "input[1]"),
+        ({"input": "a " * 40}, "input"),
+        ({"input": [[5, 10_000]]}, "input"),
+        ({"input": [[-1]]}, "input"),
+        ({"input": ["a"] * 3000}, "input"),
+        ({"input": "a", "dimensions": 17}, "dimensions"),
+        ({"input": "a", "dimensions": 0}, "dimensions"),
+        ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
+    ],
+)
+def test_bad_requests_name_the_field(api: OpenAI, change: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.embeddings.create(**{"model": "tiny-embeddings"} | change)
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["param"] == param
+
+
+def test_an_unknown_model_is_a_404(api: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        api.embeddings.create(model="nope", input="a")
+
+
+def test_many_clients_at_once(make_server: Callable[..., Any]) -> None:
+    server = make_server()
+
+    async def ask(client: httpx2.AsyncClient, text: str) -> list[float]:
+        request = {"model": "tiny-embeddings", "input": text}
+        response = await client.post("/v1/embeddings", json=request, timeout=30)
+        assert response.status_code == 200, response.text
+        vector: list[float] = response.json()["data"][0]["embedding"]
+        return vector
+
+    async def ask_all() -> list[list[float]]:
+        async with httpx2.AsyncClient(base_url=server.url) as client:
+            return await asyncio.gather(*(ask(client, "ab " * (i % 9 + 1)) for i in range(60)))
+
+    vectors = asyncio.run(ask_all())
+    for index, vector in enumerate(vectors):
+        assert vector == pytest.approx(vectors[index % 9], abs=1e-6)
+
+
+def test_a_full_queue_is_a_429_at_once(make_server: Callable[..., Any]) -> None:
+    server = make_server(max_queue=0)
+    heavy = json.dumps({"model": "tiny-embeddings", "input": ["word " * 6] * 2000})
+
+    async def ask() -> list[httpx2.Response]:
+        async with httpx2.AsyncClient(base_url=server.url, timeout=60) as client:
+            await client.post("/v1/embeddings", content=heavy)  # loads
+            requests = [client.post("/v1/embeddings", content=heavy) for _ in range(4)]
+            return await asyncio.gather(*requests)
+
+    responses = asyncio.run(ask())
+    statuses = sorted(response.status_code for response in responses)
+    assert statuses[0] == 200
+    assert statuses[-1] == 429
+    refused = next(response for response in responses if response.status_code == 429)
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["type"] == "rate_limit_error"

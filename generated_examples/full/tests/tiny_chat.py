@@ -1,0 +1,75 @@
+"""A chat model of a few kilobytes with random weights: real files, real loading, instant answers."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from transformers.modeling_utils import PreTrainedModel
+
+TEMPLATE = """\
+{% for message in messages %}
+{%- if message['role'] not in ('system', 'user', 'assistant') %}
+{{- raise_exception('unknown role') }}
+{%- endif %}
+{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
+
+SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level: every string has tokens, and most characters beyond ASCII have several."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["hello world, how are you today?"] * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=TEMPLATE
+    )
+
+
+def save(model: PreTrainedModel, folder: Path) -> Path:
+    tokenizer = build_tokenizer()
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def build_chat_model(folder: Path) -> Path:
+    """A Llama, which is batched."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+    )
+    model = LlamaForCausalLM(config)
+    model.lm_head.weight.data[SPECIAL.index("<|end|>")] = 0  # greedy answers never end early
+    return save(model, folder)
+
+
+def build_recurrent_model(folder: Path) -> Path:
+    """A Mamba, which has no attention and cannot be batched."""
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=300, hidden_size=32, state_size=4, num_hidden_layers=2)
+    return save(MambaForCausalLM(config), folder)
