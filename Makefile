@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: test lint examples clean
+.PHONY: test lint examples demo clean
 
 test: lint
 	$(BIN)/pytest -n 2
@@ -15,6 +15,10 @@ lint: $(INSTALLED)
 
 examples: $(INSTALLED)
 	$(BIN)/python -m tests.examples
+
+# From nothing to a conversation with real models; KEEP=1 leaves the server running.
+demo:
+	$(PYTHON) demo/demo.py
 
 # The stamp is newer than what it was installed from: a second `make` installs nothing.
 $(INSTALLED): pyproject.toml constraints.txt

