@@ -2,10 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+NODE_MODULES := tests/node/node_modules/.installed
 
 .PHONY: test lint examples demo clean
 
-test: lint
+test: lint $(NODE_MODULES)
 	$(BIN)/pytest -n 2
 
 lint: $(INSTALLED)
@@ -21,11 +22,18 @@ demo:
 	$(PYTHON) demo/demo.py
 
 # The stamp is newer than what it was installed from: a second `make` installs nothing.
-$(INSTALLED): pyproject.toml constraints.txt
+# What a generated project needs, the full example lists.
+$(INSTALLED): pyproject.toml constraints.txt generated_examples/full/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' \
+		./generated_examples/full --group generated_examples/full/pyproject.toml:dev
+	touch $@
+
+$(NODE_MODULES): tests/node/package-lock.json
+	@command -v npm >/dev/null || { echo "make test needs node and npm: install them first." >&2; exit 1; }
+	npm ci --prefix tests/node
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

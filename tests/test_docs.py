@@ -35,6 +35,8 @@ def test_every_make_target_that_is_promised(command: str) -> None:
     assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text("utf-8"), re.M)
 
 
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"^\| `([a-z_]+(?:\.py|/))`", README, re.M))))
+@pytest.mark.parametrize(
+    "name", sorted(set(re.findall(r"^\| `([a-z_]+(?:\.py|/))`", README, re.M)))
+)
 def test_every_file_that_is_explained(name: str) -> None:
     assert list((ROOT / "generated_examples" / "full").rglob(name.rstrip("/")))

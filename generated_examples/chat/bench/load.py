@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -81,10 +82,10 @@ def chat_whole(client: AsyncOpenAI, model: str, max_tokens: int) -> Work:
     return work
 
 
-def embeddings(client: AsyncOpenAI, model: str, texts: int) -> Work:
+def embeddings(client: AsyncOpenAI, model: str, texts: int, max_words: int) -> Work:
     async def work(number: int) -> Sample:
         # Lengths as they come in practice: short, long and in between.
-        batch = [text(number, 5 + (number * 37 + i * 11) % 95) for i in range(texts)]
+        batch = [text(number, 1 + (number * 37 + i * 11) % max_words) for i in range(texts)]
         started = time.perf_counter()
         await client.embeddings.create(model=model, input=batch)
         total = time.perf_counter() - started
@@ -131,9 +132,9 @@ async def sweep(title: str, unit: str, work: Work, levels: Sequence[int], reques
         totals = [sample.total * 1000 for sample in result.samples]
         rate = sum(sample.units for sample in result.samples) / result.seconds
         times = [percentile(values, share) for values in (firsts, totals) for share in (0.5, 0.95)]
-        cells = [f"{level}", f"{rate:.1f}", *(f"{ms:.0f} ms" for ms in times)]
+        cells = [f"{level}", f"{rate:.1f}", *(f"{ms:.0f} ms" if totals else "-" for ms in times)]
         print(" ".join(f"{cell:>10}" for cell in (*cells, f"{len(result.errors)}")), flush=True)
-    for message in sorted(set(errors)):
+    for message, _ in Counter(errors).most_common(3):
         print(f"failed: {message}")
     return not errors
 
@@ -142,6 +143,8 @@ async def measure(client: AsyncOpenAI, options: argparse.Namespace) -> bool:
     models: dict[str, str] = {}
     async for card in client.models.list():
         models.setdefault(getattr(card, "type", "other"), card.id)
+    if not models.keys() & {"chat", "embeddings"}:
+        raise SystemExit("The service has neither a chat model nor an embeddings model.")
 
     fine = True
     if name := models.get("chat"):
@@ -157,7 +160,7 @@ async def measure(client: AsyncOpenAI, options: argparse.Namespace) -> bool:
             await chat(0)
         fine &= await sweep(title, "tokens", chat, options.concurrency, options.requests)
     if name := models.get("embeddings"):
-        embed = embeddings(client, name, options.texts)
+        embed = embeddings(client, name, options.texts, options.max_words)
         await embed(0)
         title = f"embeddings: {name}, texts a request: {options.texts}"
         fine &= await sweep(title, "texts", embed, options.concurrency, options.requests)
@@ -183,6 +186,7 @@ async def main() -> None:
     parser.add_argument("--requests", type=positive, default=32, help="requests for each of them")
     parser.add_argument("--max-tokens", type=positive, default=64, help="length of chat answers")
     parser.add_argument("--texts", type=positive, default=1, help="texts in an embeddings request")
+    parser.add_argument("--max-words", type=positive, default=100, help="words in such a text")
     options = parser.parse_args()
 
     url = options.url.rstrip("/").removesuffix("/v1")

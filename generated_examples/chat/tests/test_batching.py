@@ -95,7 +95,9 @@ async def test_over_the_limit_is_refused_and_cancelling_frees_a_place(
 
 async def test_a_slow_reader_gets_what_has_piled_up(engine: BatchingEngine) -> None:
     stream = engine.submit(PROMPTS[0], greedy(50))
-    await asyncio.sleep(1)
+    async with asyncio.timeout(30):
+        while not stream.closed:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     pieces = [tokens async for tokens in stream]
     assert sum(len(tokens) for tokens in pieces) == 50
     assert len(pieces) == 1
@@ -115,8 +117,9 @@ async def test_when_the_thread_dies_everybody_hears_of_it(
     with pytest.raises(Unavailable):
         async for _ in reading:
             pass
-    await asyncio.sleep(0.2)
-    assert not engine.alive
+    async with asyncio.timeout(30):
+        while engine.alive:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     with pytest.raises(Unavailable):
         engine.submit(PROMPTS[0], greedy())
 

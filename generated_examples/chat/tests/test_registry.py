@@ -158,10 +158,12 @@ async def test_close_waits_for_a_load(registry: ModelRegistry, loader: Loader) -
     await waiting
 
 
-async def test_load_all(registry: ModelRegistry) -> None:
-    loading = asyncio.create_task(registry.load_all())
-    await asyncio.sleep(0)
-    assert not registry.warm
-    await loading
-    assert registry.warm
+async def test_wanted_until_loaded(registry: ModelRegistry, loader: Loader) -> None:
+    registry.want_all()
+    loader.error = OSError("corrupt file")
+    await registry.load_wanted()
+    assert registry.wanted == {"echo"}
+    loader.error = None
+    await use(registry)
+    assert registry.wanted == set()
     assert [spec.id for spec in registry.loaded] == ["echo", "other"]

@@ -42,7 +42,8 @@ def build_embeddings_model(folder: Path, mode: str = "mean", normalize: bool = T
             for i, (path, kind) in enumerate(modules)
         ],
     )
-    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": mode})
+    pooling = {"embedding_dimension": config.hidden_size, "pooling_mode": mode}
+    write_json(folder / "1_Pooling" / "config.json", pooling)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 32})
     return folder
 

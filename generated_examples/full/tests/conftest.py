@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import pytest
@@ -17,6 +17,8 @@ from full_server.app import create_app
 from full_server.settings import Settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -29,7 +31,6 @@ def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings that make the service run on tiny models and in a folder of its own."""
     folder = tmp_path_factory.mktemp("service")
     from .tiny_chat import build_chat_model
-
     from .tiny_embeddings import build_embeddings_model
 
     return {
@@ -67,6 +68,7 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        self.address = ("127.0.0.1", port)
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         environment = {f"INFER_{name}".upper(): str(value) for name, value in settings.items()}
@@ -76,16 +78,23 @@ class Server:
             stderr=log.open("wb"),
         )
 
-    def wait_until_up(self) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                httpx2.get(f"{self.url}/v1/models")
-                return
-            except httpx2.TransportError:
-                time.sleep(0.05)
-        raise AssertionError(self.log.read_text())
+    def is_up(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            httpx2.get(f"{self.url}/v1/models")
+        except httpx2.TransportError:
+            return False
+        return True
+
+
+def wait_until(condition: Callable[[], T], seconds: float = 60) -> T:
+    """What `condition` returns as soon as that is true. Machines are slow at times."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := condition():
+            return result
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds:g} s")
 
 
 @pytest.fixture
@@ -96,7 +105,7 @@ def make_server(tiny_settings: dict[str, Any], tmp_path: Path) -> Iterator[Calla
     def make(**settings: Any) -> Server:
         server = Server(tiny_settings | settings, tmp_path / f"server-{len(servers)}.log")
         servers.append(server)
-        server.wait_until_up()
+        wait_until(server.is_up)
         return server
 
     yield make

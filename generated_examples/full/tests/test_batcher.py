@@ -21,9 +21,14 @@ class Compute:
         self.batches: list[list[int]] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.entered = threading.Event()
+
+    async def wait_until_running(self) -> None:
+        assert await asyncio.to_thread(self.entered.wait, 30)
 
     def __call__(self, batch: Sequence[Sequence[int]]) -> Tensor:
-        assert self.gate.wait(10)
+        self.entered.set()
+        assert self.gate.wait(30)
         self.batches.append([len(tokens) for tokens in batch])
         if any(13 in tokens for tokens in batch):
             raise RuntimeError("bad item")
@@ -93,7 +98,7 @@ async def test_one_bad_item_does_not_fail_its_neighbours(batcher: Batcher) -> No
 async def test_what_nobody_waits_for_is_not_computed(batcher: Batcher, compute: Compute) -> None:
     compute.gate.clear()
     first = asyncio.create_task(batcher.submit([text(1)]))
-    await asyncio.sleep(0.05)
+    await compute.wait_until_running()
     given_up = asyncio.create_task(batcher.submit([text(9)]))
     await asyncio.sleep(0.05)
     given_up.cancel()
@@ -108,7 +113,7 @@ async def test_stop_fails_what_waits(compute: Compute) -> None:
     batcher = Batcher(compute, max_tokens=20, max_texts=4)
     compute.gate.clear()
     running = asyncio.create_task(batcher.submit([text(1)]))
-    await asyncio.sleep(0.05)
+    await compute.wait_until_running()
     waiting = asyncio.create_task(batcher.submit([text(2)]))
     await asyncio.sleep(0.05)
     stopping = asyncio.create_task(asyncio.to_thread(batcher.stop))

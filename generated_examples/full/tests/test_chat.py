@@ -1,7 +1,7 @@
 """POST /v1/chat/completions through the official client, strictly validated."""
 
-import asyncio
 import json
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +9,8 @@ import openai
 import pytest
 from openai import OpenAI
 from starlette.testclient import TestClient
+
+from .conftest import wait_until
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 IMAGE: Any = [{"role": "user", "content": [{"type": "image_url"}]}]
@@ -144,23 +146,22 @@ def test_a_client_that_leaves_frees_its_place(make_server: Callable[..., Any]) -
     """Not streamed, too: the work is cancelled, and the only place is free for the next one."""
     server = make_server(max_batch_requests=1, max_queue=0)
     api = OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
-    api.chat.completions.create(model="tiny-chat", messages=HELLO, max_tokens=1)  # loads
-    host, port = server.url.removeprefix("http://").split(":")
 
-    async def leave_early() -> None:
-        long = {"model": "tiny-chat", "messages": HELLO, "max_tokens": 1900, "temperature": 0}
-        body = json.dumps(long).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-        _, writer = await asyncio.open_connection(host, int(port))
-        writer.write(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-        await writer.drain()
-        await asyncio.sleep(0.1)
-        with pytest.raises(openai.RateLimitError) as caught:
+    def ask() -> openai.RateLimitError | None:
+        try:
             api.chat.completions.create(model="tiny-chat", messages=HELLO, max_tokens=1)
-        assert caught.value.response.headers["retry-after"] == "1"
-        writer.close()
-        await asyncio.sleep(0.2)
+        except openai.RateLimitError as error:
+            return error
+        return None
 
-    asyncio.run(leave_early())
-    api.chat.completions.create(model="tiny-chat", messages=HELLO, max_tokens=1)
+    assert ask() is None  # loads the model
+    long = {"model": "tiny-chat", "messages": HELLO, "max_tokens": 1900, "temperature": 0}
+    with socket.create_connection(server.address) as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {len(json.dumps(long))}\r\n\r\n{json.dumps(long)}".encode()
+        )
+        refused = wait_until(ask)
+        assert refused.response.headers["retry-after"] == "1"
+    wait_until(lambda: ask() is None)
     assert "status=499" in server.log.read_text()

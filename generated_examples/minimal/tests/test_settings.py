@@ -19,14 +19,14 @@ def test_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "one" not in repr(settings)
 
 
-@pytest.mark.parametrize("device", ["auto", *DEVICES, f"{DEVICES[0]}:1"])
+@pytest.mark.parametrize("device", ["auto", "cpu", *DEVICES, f"{DEVICES[0]}:1"])
 def test_devices_of_this_service(device: str) -> None:
     assert Settings(_env_file=None, device=device).device == device
 
 
 @pytest.mark.parametrize("device", ["tpu", f"{DEVICES[0]}:", f"{DEVICES[0]}:x", ""])
 def test_other_devices_are_refused(device: str) -> None:
-    with pytest.raises(ValidationError, match="must be auto or one of"):
+    with pytest.raises(ValidationError, match="must be auto, cpu or one of"):
         Settings(_env_file=None, device=device)
 
 

@@ -138,11 +138,12 @@ async def handle_http_exception(request: Request, error: Exception) -> JSONRespo
 async def handle_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = error.errors()
-    # Of a union every member complains; the one that got furthest is the one that was meant.
+    # Of a union every member complains. The one that liked the type, or else the one that got
+    # furthest, is the one that was meant.
     field = problems[0]["loc"][:2]
     problem = max(
         (problem for problem in problems if problem["loc"][:2] == field),
-        key=lambda problem: (len(problem["loc"]), not problem["type"].endswith("_type")),
+        key=lambda problem: (not problem["type"].endswith("_type"), len(problem["loc"])),
     )
     param = location(problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")

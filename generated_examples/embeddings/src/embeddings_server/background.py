@@ -8,14 +8,14 @@ logger = logging.getLogger(__name__)
 
 
 async def repeat(seconds: float, action: Callable[[], Awaitable[object]]) -> None:
-    """Runs `action` again and again, `seconds` apart, until it is cancelled."""
+    """Runs `action` now and again and again, `seconds` apart, until it is cancelled."""
     try:
         while True:
-            await asyncio.sleep(seconds)
             try:
                 await action()
             except Exception:
                 logger.exception("background work failed, next try in %g s", seconds)
+            await asyncio.sleep(seconds)
     except asyncio.CancelledError:
         logger.debug("background work cancelled")
         raise

@@ -62,6 +62,8 @@ class Settings(BaseSettings):
     @classmethod
     def check_device(cls, value: str) -> str:
         kind, _, index = value.partition(":")
-        if value != "auto" and (kind not in DEVICES or (":" in value and not index.isdecimal())):
-            raise ValueError(f"must be auto or one of {', '.join(DEVICES)}, index or not")
+        # The CPU is always there, and tests run on it.
+        known = value in ("auto", "cpu") or kind in DEVICES
+        if not known or (":" in value and not index.isdecimal()):
+            raise ValueError(f"must be auto, cpu or one of {', '.join(DEVICES)}, index or not")
         return value

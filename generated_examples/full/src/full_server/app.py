@@ -42,7 +42,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             tasks.append(asyncio.create_task(repeat(5.0, unload_idle)))
         tasks.append(asyncio.create_task(repeat(3600.0, file_store.sweep)))
         if settings.preload:
-            tasks.append(asyncio.create_task(registry.load_all()))
+            registry.want_all()
+            tasks.append(asyncio.create_task(repeat(30.0, registry.load_wanted)))
 
         try:
             yield {"settings": settings, "registry": registry, "files": file_store}

@@ -39,7 +39,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             unload_idle = partial(registry.unload_idle, settings.idle_unload_seconds)
             tasks.append(asyncio.create_task(repeat(5.0, unload_idle)))
         if settings.preload:
-            tasks.append(asyncio.create_task(registry.load_all()))
+            registry.want_all()
+            tasks.append(asyncio.create_task(repeat(30.0, registry.load_wanted)))
 
         try:
             yield {"settings": settings, "registry": registry}

@@ -35,8 +35,8 @@ def why_not_ready(request: Request, registry: RegistryDep) -> str | None:
         return "The service is shutting down."
     if dead := registry.dead:
         return f"Stopped working: {', '.join(dead)}."
-    if not registry.warm:
-        return "Models are being loaded."
+    if registry.wanted:
+        return f"Not loaded yet: {', '.join(sorted(registry.wanted))}."
     return None
 
 

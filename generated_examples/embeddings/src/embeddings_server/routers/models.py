@@ -30,7 +30,7 @@ def card(spec: ModelSpec, registry: RegistryDep) -> ModelCard:
         object="model",
         # Stable while the service runs: clients keep models by their id and this time.
         created=registry.created,
-        owned_by="organization-owner",
+        owned_by="local",
         type=spec.model_class.type,
         loaded=spec in registry.loaded,
     )

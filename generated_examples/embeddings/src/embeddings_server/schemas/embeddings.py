@@ -5,12 +5,12 @@ https://platform.openai.com/docs/api-reference/embeddings/create
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from .base import APIRequest, Text
 
 NonEmptyText = Annotated[Text, Field(min_length=1)]
-Tokens = Annotated[list[int], Field(min_length=1)]
+Tokens = Annotated[list[StrictInt], Field(min_length=1)]
 
 MAX_INPUTS = 2048
 """As many as OpenAI takes"""

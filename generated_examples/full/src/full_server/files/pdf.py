@@ -57,12 +57,14 @@ def check_pages(document: pypdfium2.PdfDocument, dpi: int, max_pages: int) -> No
     count = len(document)
     if not 1 <= count <= max_pages:
         raise InvalidPdf(f"file: The PDF has {count} pages. From 1 to {max_pages} can be rendered.")
+    scale = dpi / POINTS_PER_INCH
     for index in range(count):
         try:
             width, height = document.get_page_size(index)
         except pypdfium2.PdfiumError as error:
             raise InvalidPdf(f"file: Page {index + 1} of the PDF is broken.") from error
-        pixels = width * height * (dpi / POINTS_PER_INCH) ** 2
+        # However thin a page is, it gets a pixel: a line of a kilometre is a large image too.
+        pixels = max(1.0, width * scale) * max(1.0, height * scale)
         if not pixels <= MAX_PIXELS:
             raise InvalidPdf(
                 f"pdf_dpi: Page {index + 1} would have {pixels / 1e6:.0f} megapixels at {dpi} dpi. "

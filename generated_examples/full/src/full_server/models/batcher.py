@@ -59,7 +59,6 @@ class Batcher:
         self._compute = compute
         self._max_tokens = max_tokens
         self._max_texts = max_texts
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
@@ -70,8 +69,8 @@ class Batcher:
 
     async def submit(self, inputs: Sequence[Sequence[int]]) -> "list[Tensor]":
         """One [D] vector for each list of tokens. Raises Unavailable when the model fails."""
-        self._loop = asyncio.get_running_loop()
-        items = [Item(tokens, self._loop.create_future()) for tokens in inputs]
+        loop = asyncio.get_running_loop()
+        items = [Item(tokens, loop.create_future()) for tokens in inputs]
         for item in items:
             self._queue.put(item)
         try:
@@ -125,5 +124,5 @@ class Batcher:
                 else:
                     item.result.set_result(outcome[row])
 
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(settle)
+        if batch:
+            batch[0].result.get_loop().call_soon_threadsafe(settle)

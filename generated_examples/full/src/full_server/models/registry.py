@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -40,8 +40,8 @@ class ModelRegistry:
     def __init__(self, specs: Iterable[ModelSpec], device: Device) -> None:
         self.device = device
         self.created = int(time.time())
-        self.warm = True
-        """False from the start of `load_all` until every model is loaded"""
+        self.wanted: set[str] = set()
+        """Ids of the models without which the service is not ready, not loaded so far"""
         self._entries = {spec.id: Entry(spec) for spec in specs}
         self._closed = False
 
@@ -84,19 +84,22 @@ class ModelRegistry:
             entry.users -= 1
             entry.last_used = time.monotonic()
 
-    async def load_all(self) -> None:
-        """Loads every configured model, one after the other. Raises LoadFailed."""
-        self.warm = False
-        for entry in self._entries.values():
-            if entry.model is None:
-                await self._load(entry)
-        self.warm = True
+    def want_all(self) -> None:
+        """From now on the service is not ready before every model has been loaded once."""
+        self.wanted = set(self._entries)
+
+    async def load_wanted(self) -> None:
+        """Loads what is wanted, one after the other. What fails stays wanted, and is logged."""
+        for id_ in sorted(self.wanted):
+            with suppress(LoadFailed):
+                await self._load(self._entries[id_])
 
     async def revive(self) -> None:
-        """Loads the models anew whose thread died. Raises LoadFailed."""
+        """Loads the models anew whose thread died. What fails is tried again on its next use."""
         for entry in self._entries.values():
             if entry.model and not entry.model.alive:
-                await self._load(entry)
+                with suppress(LoadFailed):
+                    await self._load(entry)
 
     async def unload_idle(self, after_seconds: float) -> None:
         """Unloads what nobody uses and nobody has used for `after_seconds`."""
@@ -134,6 +137,7 @@ class ModelRegistry:
                     await asyncio.to_thread(dead.unload)
                 entry.model = await asyncio.to_thread(entry.spec.load, self.device)
                 entry.last_used = time.monotonic()
+                self.wanted.discard(entry.spec.id)
                 seconds = entry.last_used - started
                 logger.info("loaded %s in %.1f s", entry.spec.id, seconds)
                 return entry.model

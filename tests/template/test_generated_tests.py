@@ -1,0 +1,78 @@
+"""The tests of a generated project pass, and need no network."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infer_scaffold import generate
+from infer_scaffold.questions import PRESETS, Answers
+
+# Python imports a module of this name at its start, here in the tests and in the servers that
+# they start. What is refused is what a machine without a network refuses, only sooner.
+OFFLINE = '''\
+import socket
+import sys
+
+
+def refuse(event, arguments):
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event == "socket.connect" and arguments[0].family != socket.AF_UNIX:
+        host = arguments[1][0]
+    else:
+        return
+    if host not in ("localhost", "127.0.0.1", "::1", None):
+        raise OSError(f"the network is off: {host}")
+
+
+sys.addaudithook(refuse)
+'''
+
+VARIANTS: dict[str, Answers] = {
+    "full": PRESETS["full"],
+    "minimal": PRESETS["minimal"],
+    "no-streaming": {"endpoints": ["chat"], "streaming": "none"},
+}
+
+
+def run(project: Path, offline: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a project, with its sources to import and without a network."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("INFER_")}
+    path = os.pathsep.join([str(offline), str(project / "src")])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=kept | {"PYTHONPATH": path},
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> Path:
+    folder = tmp_path / "offline"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(OFFLINE)
+    return folder
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_generated_tests_pass_offline(name: str, offline: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    generate.render({"project_name": "myserver", **VARIANTS[name]}, project)
+
+    result = run(project, offline, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_offline_is_offline(offline: Path, tmp_path: Path) -> None:
+    for url in ("https://huggingface.co", "http://192.0.2.1"):
+        script = f"import urllib.request; urllib.request.urlopen('{url}', timeout=5)"
+        result = run(tmp_path, offline, "-c", script)
+        assert "the network is off" in result.stderr
