@@ -4,14 +4,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NODE_MODULES := tests/node/node_modules/.installed
 
-.PHONY: test lint examples demo clean
+.PHONY: test lint examples demo speed clean
 
 test: lint $(NODE_MODULES)
 	$(BIN)/pytest -n 2
 
 lint: $(INSTALLED)
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests demo bench
+	$(BIN)/ruff check src tests demo bench
 	$(BIN)/mypy
 
 examples: $(INSTALLED)
@@ -20,6 +20,10 @@ examples: $(INSTALLED)
 # From nothing to a conversation with real models; KEEP=1 leaves the server running.
 demo:
 	$(PYTHON) demo/demo.py
+
+# What people wait for, into bench/results/speed.md.
+speed: $(INSTALLED)
+	$(BIN)/python bench/speed.py
 
 # The stamp is newer than what it was installed from: a second `make` installs nothing.
 # What a generated project needs, the full example lists.

@@ -1,7 +1,6 @@
 """Talks to a running service through the official client: a streamed chat, embeddings, a file."""
 
 import argparse
-import math
 import time
 from itertools import combinations
 from typing import Any
@@ -54,8 +53,10 @@ def chat(api: OpenAI) -> None:
                     print(text, end="", flush=True)
             if chunk.usage:
                 seconds = time.perf_counter() - started
-                print(f".   [first token {first:.2f} s, {chunk.usage.completion_tokens} tokens"
-                      f" in {seconds:.2f} s]")
+                print(
+                    f".   [first token {first:.2f} s, {chunk.usage.completion_tokens} tokens"
+                    f" in {seconds:.2f} s]"
+                )
         if not answer:
             raise SystemExit("The model said nothing.")
         messages.append({"role": "assistant", "content": answer + "."})
