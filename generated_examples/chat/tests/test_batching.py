@@ -25,9 +25,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-@pytest.fixture
-def engine(model: LlamaForCausalLM) -> Iterator[BatchingEngine]:
-    engine = BatchingEngine(
+def start(model: LlamaForCausalLM) -> BatchingEngine:
+    return BatchingEngine(
         model,
         eos_token_ids=[0],
         kv_cache_tokens=4096,
@@ -35,6 +34,11 @@ def engine(model: LlamaForCausalLM) -> Iterator[BatchingEngine]:
         max_batch_requests=8,
         max_queue=2,
     )
+
+
+@pytest.fixture(scope="module")
+def engine(model: LlamaForCausalLM) -> Iterator[BatchingEngine]:
+    engine = start(model)
     yield engine
     engine.stop()
 
@@ -104,8 +108,9 @@ async def test_a_slow_reader_gets_what_has_piled_up(engine: BatchingEngine) -> N
 
 
 async def test_when_the_thread_dies_everybody_hears_of_it(
-    engine: BatchingEngine, monkeypatch: pytest.MonkeyPatch
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine = start(model)
     stream = engine.submit(PROMPTS[0], greedy(1900))
     reading = aiter(stream)
     await anext(reading)
@@ -122,6 +127,7 @@ async def test_when_the_thread_dies_everybody_hears_of_it(
             await asyncio.sleep(0.01)
     with pytest.raises(Unavailable):
         engine.submit(PROMPTS[0], greedy())
+    engine.stop()
 
 
 async def test_longest_request_is_known(engine: BatchingEngine) -> None:

@@ -135,6 +135,42 @@ async def test_dead_model_is_replaced(registry: ModelRegistry, loader: Loader) -
     assert len(loader.loaded) == 2
 
 
+async def test_preload_leaves_alone_what_a_request_has_loaded(
+    registry: ModelRegistry, loader: Loader
+) -> None:
+    loader.gate.clear()
+    registry.want_all()
+    preloading = asyncio.create_task(registry.load_wanted())
+    await asyncio.sleep(0.05)
+    async with registry.use("other", Other) as model:
+        loader.gate.set()
+        await preloading
+        assert not model.unloaded
+
+
+async def test_a_load_is_no_idle_time(registry: ModelRegistry, loader: Loader) -> None:
+    loader.gate.clear()
+    registry.want_all()
+    preloading = asyncio.create_task(registry.load_wanted())
+    await asyncio.sleep(0.05)
+    unloading = asyncio.create_task(registry.unload_idle(600))
+    await asyncio.sleep(0.05)
+    loader.gate.set()
+    await asyncio.gather(preloading, unloading)
+    assert len(registry.loaded) == 2
+
+
+async def test_a_failed_revival_is_not_ready(registry: ModelRegistry, loader: Loader) -> None:
+    model = await use(registry)
+    model.running = False
+    loader.error = OSError("corrupt file")
+    await registry.revive()
+    assert registry.wanted == {"echo"}
+    loader.error = None
+    await registry.load_wanted()
+    assert registry.wanted == set()
+
+
 async def test_close_unloads_everything_and_lets_nothing_in(
     registry: ModelRegistry, loader: Loader
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from openai import OpenAI
 from starlette.testclient import TestClient
 
+from .conftest import Server
 from .tiny_embeddings import build_tokenizer
 
 TEXTS = ["hello world", "a", "the quick brown fox"]
@@ -114,12 +115,11 @@ def test_many_clients_at_once(make_server: Callable[..., Any]) -> None:
         assert vector == pytest.approx(vectors[index % 9], abs=1e-6)
 
 
-def test_a_full_queue_is_a_429_at_once(make_server: Callable[..., Any]) -> None:
-    server = make_server(max_queue=0)
+def test_a_full_queue_is_a_429_at_once(narrow_server: Server) -> None:
     heavy = {"model": "tiny-embeddings", "input": ["word " * 6] * 2000}
 
     async def ask() -> list[httpx2.Response]:
-        async with httpx2.AsyncClient(base_url=server.url, timeout=60) as client:
+        async with httpx2.AsyncClient(base_url=narrow_server.url, timeout=60) as client:
             await client.post("/v1/embeddings", json=heavy)  # loads
             requests = [client.post("/v1/embeddings", json=heavy) for _ in range(4)]
             return await asyncio.gather(*requests)

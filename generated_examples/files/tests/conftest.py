@@ -81,7 +81,7 @@ class Server:
         return True
 
 
-def wait_until(condition: Callable[[], T], seconds: float = 60) -> T:
+def wait_until(condition: Callable[[], T | None], seconds: float = 60) -> T:
     """What `condition` returns as soon as that is true. Machines are slow at times."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -91,18 +91,34 @@ def wait_until(condition: Callable[[], T], seconds: float = 60) -> T:
     raise AssertionError(f"not within {seconds:g} s")
 
 
-@pytest.fixture
-def make_server(tiny_settings: dict[str, Any], tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Starts the service as a process, with the settings given."""
+@pytest.fixture(scope="session")
+def start(
+    tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
+    logs = tmp_path_factory.mktemp("logs")
 
-    def make(**settings: Any) -> Server:
-        server = Server(tiny_settings | settings, tmp_path / f"server-{len(servers)}.log")
+    def start(**settings: Any) -> Server:
+        server = Server(tiny_settings | settings, logs / f"{len(servers)}.log")
         servers.append(server)
         wait_until(server.is_up)
         return server
 
-    yield make
+    yield start
     for server in servers:
         server.process.kill()
         server.process.wait()
+
+
+@pytest.fixture
+def make_server(start: Callable[..., Server]) -> Iterator[Callable[..., Server]]:
+    """Starts the service as a process, with the settings given, for one test."""
+    servers: list[Server] = []
+
+    def make(**settings: Any) -> Server:
+        servers.append(start(**settings))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.process.kill()

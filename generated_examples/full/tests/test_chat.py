@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Callable
+import time
 from typing import Any
 
 import openai
@@ -10,7 +10,7 @@ import pytest
 from openai import OpenAI
 from starlette.testclient import TestClient
 
-from .conftest import wait_until
+from .conftest import Server, wait_until
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 IMAGE: Any = [{"role": "user", "content": [{"type": "image_url"}]}]
@@ -133,6 +133,25 @@ def test_a_lone_surrogate_is_a_400(client: TestClient) -> None:
     assert client.post("/v1/chat/completions", content=content, headers=headers).status_code == 400
 
 
+@pytest.mark.parametrize(
+    "extreme",
+    [{"temperature": 1e-40}, {"extra_body": {"top_k": 2**63}}, {"seed": -(2**70)}],
+)
+def test_extreme_numbers_harm_nobody(api: OpenAI, extreme: dict[str, Any]) -> None:
+    for params in (extreme, {}):
+        answer = api.chat.completions.create(
+            model="tiny-chat", messages=HELLO, max_tokens=3, **params
+        )
+        assert answer.choices
+
+
+def test_a_hostile_body_is_answered_at_once(client: TestClient) -> None:
+    started = time.monotonic()
+    body = {"model": "tiny-chat", "messages": [{"role": "user", "content": [0] * 1_000_000}]}
+    assert client.post("/v1/chat/completions", json=body).status_code == 400
+    assert time.monotonic() - started < 3
+
+
 def test_unknown_fields_are_accepted_with_a_warning(
     api: OpenAI, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -142,10 +161,9 @@ def test_unknown_fields_are_accepted_with_a_warning(
     assert "brand_new" in caplog.text
 
 
-def test_a_client_that_leaves_frees_its_place(make_server: Callable[..., Any]) -> None:
+def test_a_client_that_leaves_frees_its_place(narrow_server: Server) -> None:
     """Not streamed, too: the work is cancelled, and the only place is free for the next one."""
-    server = make_server(max_batch_requests=1, max_queue=0)
-    api = OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
+    api = OpenAI(base_url=f"{narrow_server.url}/v1", api_key="unused", max_retries=0)
 
     def ask() -> openai.RateLimitError | None:
         try:
@@ -155,13 +173,20 @@ def test_a_client_that_leaves_frees_its_place(make_server: Callable[..., Any]) -
         return None
 
     assert ask() is None  # loads the model
-    long = {"model": "tiny-chat", "messages": HELLO, "max_tokens": 1900, "temperature": 0}
-    with socket.create_connection(server.address) as connection:
-        connection.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            + f"Content-Length: {len(json.dumps(long))}\r\n\r\n{json.dumps(long)}".encode()
-        )
-        refused = wait_until(ask)
-        assert refused.response.headers["retry-after"] == "1"
+    request = {"model": "tiny-chat", "messages": HELLO, "max_tokens": 1900, "temperature": 0}
+    long = json.dumps(request)
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+    def take_the_place() -> socket.socket | None:
+        connection = socket.create_connection(narrow_server.address)
+        connection.sendall(f"{head}Content-Length: {len(long)}\r\n\r\n{long}".encode())
+        time.sleep(0.2)
+        if refused := ask():
+            assert refused.response.headers["retry-after"] == "1"
+            return connection
+        connection.close()  # this question came first
+        return None
+
+    wait_until(take_the_place).close()
     wait_until(lambda: ask() is None)
-    assert "status=499" in server.log.read_text()
+    assert "status=499" in narrow_server.log.read_text()

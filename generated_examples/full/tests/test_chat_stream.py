@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from full_server.models.tokens import TokenStream
 
-from .conftest import wait_until
+from .conftest import Server, wait_until
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -113,24 +113,23 @@ def refused(url: str) -> bool:
     return False
 
 
-def test_tokens_arrive_one_by_one(make_server: Callable[..., Any]) -> None:
-    server = make_server()
-    assert not refused(server.url)  # loads the model
-    arrivals = [time.monotonic() for _ in stream_from(server.url, max_tokens=200, temperature=0)]
+def test_tokens_arrive_one_by_one(narrow_server: Server) -> None:
+    assert not refused(narrow_server.url)  # loads the model
+    stream = stream_from(narrow_server.url, max_tokens=200, temperature=0)
+    arrivals = [time.monotonic() for _ in stream]
     assert len(set(arrivals)) > 50
     assert arrivals[-1] - arrivals[0] > 0.05
 
 
-def test_a_client_that_leaves_frees_its_place(make_server: Callable[..., Any]) -> None:
-    server = make_server(max_batch_requests=1, max_queue=0)
-    assert not refused(server.url)
-    stream = stream_from(server.url, max_tokens=1900, temperature=0)
+def test_a_client_that_leaves_frees_its_place(narrow_server: Server) -> None:
+    assert not refused(narrow_server.url)
+    stream = stream_from(narrow_server.url, max_tokens=1900, temperature=0)
     next(iter(stream))
     with pytest.raises(openai.RateLimitError):
-        stream_from(server.url, max_tokens=1)
+        stream_from(narrow_server.url, max_tokens=1)
     stream.close()
-    wait_until(lambda: not refused(server.url))
-    lines = server.log.read_text().splitlines()
+    wait_until(lambda: not refused(narrow_server.url))
+    lines = narrow_server.log.read_text().splitlines()
     sent = [int(size) for line in lines for size in re.findall(r"bytes=(\d+)", line)]
     assert max(sent) < 300_000  # of the 400,000 that the whole answer has
 

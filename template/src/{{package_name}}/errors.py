@@ -130,7 +130,7 @@ def location(loc: Sequence[str | int]) -> str | None:
 
 async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    if not isinstance(error, APIError) and error.status_code == status.HTTP_404_NOT_FOUND:
+    if error.status_code == status.HTTP_404_NOT_FOUND and error.detail == "Not Found":
         error.detail = f"Unknown URL: {request.method} {request.url.path}"
     return error_response(error)
 

@@ -34,13 +34,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         device = Device(settings.device, settings.dtype, DEVICES)
         registry = ModelRegistry(configured_models(settings), device)
-        tasks = [asyncio.create_task(repeat(1.0, registry.revive))]
+        if settings.preload:
+            registry.want_all()
+        tasks = [
+            asyncio.create_task(repeat(1.0, registry.revive)),
+            asyncio.create_task(repeat(30.0, registry.load_wanted)),
+        ]
         if settings.idle_unload_seconds:
             unload_idle = partial(registry.unload_idle, settings.idle_unload_seconds)
             tasks.append(asyncio.create_task(repeat(5.0, unload_idle)))
-        if settings.preload:
-            registry.want_all()
-            tasks.append(asyncio.create_task(repeat(30.0, registry.load_wanted)))
 
         try:
             yield {"settings": settings, "registry": registry}

@@ -4,6 +4,7 @@ Not `@app.middleware("http")`: it hides a client's disconnect from the routes, s
 that are long gone would go on.
 """
 
+import asyncio
 import hmac
 import logging
 import re
@@ -88,23 +89,35 @@ class DrainMiddleware:
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self.app = app
         self.drain = drain
+        self.leaving = APIError(
+            status.HTTP_503_SERVICE_UNAVAILABLE,
+            "The service is shutting down; another instance will take the request.",
+            code="shutting_down",
+            headers={"Retry-After": "1", "Connection": "close"},
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
             await self.app(scope, receive, send)
             return
         if self.drain.draining:
-            leaving = APIError(
-                status.HTTP_503_SERVICE_UNAVAILABLE,
-                "The service is shutting down; another instance will take the request.",
-                code="shutting_down",
-                headers={"Retry-After": "1", "Connection": "close"},
-            )
-            await error_response(leaving)(scope, receive, send)
+            await error_response(self.leaving)(scope, receive, send)
             return
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
         self.drain.enter()
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, send_and_note)
+        except asyncio.CancelledError:
+            # The drain time is over. Who has not got a status yet gets one that is worth a retry.
+            if started or not self.drain.draining:
+                raise
+            await error_response(self.leaving)(scope, receive, send)
         finally:
             self.drain.leave()
 
@@ -119,7 +132,7 @@ class APIKeyMiddleware:
     def accepts(self, authorization: str) -> bool:
         scheme, _, given = authorization.partition(" ")
         # Every key is compared, each in constant time: the answer's timing tells nothing.
-        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self.keys]
+        matches = [hmac.compare_digest(given.strip().encode("latin-1"), key) for key in self.keys]
         return scheme.lower() == "bearer" and any(matches)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -36,14 +36,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         device = Device(settings.device, settings.dtype, DEVICES)
         registry = ModelRegistry(configured_models(settings), device)
         file_store = FileStore(settings.files_url)
-        tasks = [asyncio.create_task(repeat(1.0, registry.revive))]
+        if settings.preload:
+            registry.want_all()
+        tasks = [
+            asyncio.create_task(repeat(1.0, registry.revive)),
+            asyncio.create_task(repeat(30.0, registry.load_wanted)),
+        ]
         if settings.idle_unload_seconds:
             unload_idle = partial(registry.unload_idle, settings.idle_unload_seconds)
             tasks.append(asyncio.create_task(repeat(5.0, unload_idle)))
         tasks.append(asyncio.create_task(repeat(3600.0, file_store.sweep)))
-        if settings.preload:
-            registry.want_all()
-            tasks.append(asyncio.create_task(repeat(30.0, registry.load_wanted)))
 
         try:
             yield {"settings": settings, "registry": registry, "files": file_store}

@@ -69,6 +69,8 @@ class Batcher:
 
     async def submit(self, inputs: Sequence[Sequence[int]]) -> "list[Tensor]":
         """One [D] vector for each list of tokens. Raises Unavailable when the model fails."""
+        if not self.alive:
+            raise Unavailable("The model stopped working and is being restarted.")
         loop = asyncio.get_running_loop()
         items = [Item(tokens, loop.create_future()) for tokens in inputs]
         for item in items:
@@ -83,6 +85,9 @@ class Batcher:
         """Ends the thread after the batch at hand; what waits fails. Blocks."""
         self._queue.put(None)
         self._thread.join()
+        while not self._queue.empty():  # what came too late, or after the thread had died
+            if item := self._queue.get():
+                self._deliver([item], Unavailable("The model is being unloaded."))
 
     def _run(self) -> None:
         while True:

@@ -136,14 +136,18 @@ class BatchingEngine:
         self._streams[stream.request_id] = stream
         # Before the request, or its first tokens could arrive unheard.
         self._manager.register_result_handler(stream.request_id, self._deliver)
-        accepted = self._manager.add_request(
-            prompt,
-            request_id=stream.request_id,
-            max_new_tokens=params.max_tokens,
-            streaming=True,
-            eos_token_id=self._eos_token_ids,
-            params=params,
-        )
+        try:
+            accepted = self._manager.add_request(
+                prompt,
+                request_id=stream.request_id,
+                max_new_tokens=params.max_tokens,
+                streaming=True,
+                eos_token_id=self._eos_token_ids,
+                params=params,
+            )
+        except BaseException:
+            self._forget(stream)
+            raise
         if accepted is None:
             self._forget(stream)
             raise Unavailable("The model stopped working and is being restarted.")

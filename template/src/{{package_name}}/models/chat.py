@@ -99,7 +99,9 @@ class ChatModel(Model):
             text = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
             )
-        except TemplateError as error:
+            str(text).encode()  # a template may read fields that nobody has checked
+        # Templates compute with what the client sent, so all of these mean the client's messages.
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise InvalidInput(
                 f"The model's chat template refuses these messages: {error}", "messages"
             ) from error

@@ -22,7 +22,8 @@ class Row(NamedTuple):
 
     @property
     def sampled(self) -> bool:
-        return self.params.temperature > 0
+        # Below this, float32 has no room for the logits divided by it; it is greedy anyhow.
+        return self.params.temperature >= 1e-5
 
     @property
     def filtered(self) -> bool:
@@ -45,7 +46,9 @@ def choose(weights: Tensor, draws: Tensor) -> Tensor:
     cumulative = weights.cumsum_(dim=-1)
     # Below the total even after rounding, so that the choice never has weight 0.
     targets = (draws.clamp(max=1 - 1e-6) * cumulative[:, -1]).unsqueeze(-1)
-    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    indices = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
+    # NaN logits find no place at all: one broken request must not end the batch for everybody.
+    return indices.clamp(max=weights.size(-1) - 1)
 
 
 def choose_plain(logits: Tensor, rows: Sequence[Row], draws: Tensor) -> Tensor:
@@ -61,7 +64,7 @@ def choose_filtered(
     vocabulary = logits.size(-1)
     width = min(max(row.params.top_k or candidates for row in rows), vocabulary)
     temperature = column([row.params.temperature for row in rows], logits)
-    top_k = column([row.params.top_k or vocabulary for row in rows], logits)
+    top_k = column([min(row.params.top_k or vocabulary, vocabulary) for row in rows], logits)
     top_p = column([row.params.top_p for row in rows], logits)
     min_p = column([row.params.min_p for row in rows], logits)
 

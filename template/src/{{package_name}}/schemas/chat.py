@@ -21,6 +21,9 @@ def only(*accepted: object) -> AfterValidator:
     return AfterValidator(check)
 
 
+# Lists fail fast: an error for each of a million bad items would hold up the event loop.
+
+
 class TextPart(BaseModel):
     type: Literal["text"]
     text: Text
@@ -34,7 +37,9 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description="Who speaks; developer is the newer name of system"
     )
-    content: Text | list[TextPart] = Field(description="What is said: text, or parts of text")
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True)] = Field(
+        description="What is said: text, or parts of text"
+    )
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it: a plain string and a role they all know."""
@@ -52,7 +57,9 @@ class StreamOptions(BaseModel):
 
 class ChatRequest(APIRequest):
     model: str = Field(description="Id of the model, see GET /v1/models")
-    messages: list[ChatMessage] = Field(min_length=1, description="The conversation so far")
+    messages: list[ChatMessage] = Field(
+        min_length=1, fail_fast=True, description="The conversation so far"
+    )
     stream: bool | None = Field(None, description="Send the answer while it is generated")
     stream_options: StreamOptions | None = Field(None, description="Only with stream")
     max_tokens: int | None = Field(None, ge=1, description="Longest answer in tokens")
@@ -70,7 +77,7 @@ class ChatRequest(APIRequest):
         None, ge=0, le=1, allow_inf_nan=False, description="Least share of the likeliest token's"
     )
     seed: int | None = Field(None, description="Same seed, same answer")
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = Field(
+    stop: Text | Annotated[list[Text], Field(max_length=4, fail_fast=True)] | None = Field(
         None, description="Up to 4 strings at which the answer ends; they are not shown"
     )
     user: str | None = Field(None, description="Accepted, not used")
@@ -80,7 +87,7 @@ class ChatRequest(APIRequest):
     top_logprobs: Annotated[int | None, only(0)] = Field(None, description="Only 0")
     frequency_penalty: Annotated[float | None, only(0)] = Field(None, description="Only 0")
     presence_penalty: Annotated[float | None, only(0)] = Field(None, description="Only 0")
-    logit_bias: Annotated[dict[str, float] | None, only({})] = Field(None, description="Only {}")
+    logit_bias: Annotated[dict[str, Any] | None, only({})] = Field(None, description="Only {}")
     response_format: Annotated[dict[str, Any] | None, only({"type": "text"})] = Field(
         None, description="Only text"
     )
@@ -88,7 +95,7 @@ class ChatRequest(APIRequest):
     tool_choice: Annotated[str | dict[str, Any] | None, only("none", "auto")] = Field(
         None, description="Only none or auto"
     )
-    modalities: Annotated[list[str] | None, only(["text"])] = Field(None, description="Only text")
+    modalities: Annotated[list[Any] | None, only(["text"])] = Field(None, description="Only text")
 
     @property
     def stops(self) -> tuple[str, ...]:

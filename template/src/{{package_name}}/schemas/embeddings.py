@@ -10,7 +10,7 @@ from pydantic import Field, StrictInt
 from .base import APIRequest, Text
 
 NonEmptyText = Annotated[Text, Field(min_length=1)]
-Tokens = Annotated[list[StrictInt], Field(min_length=1)]
+Tokens = Annotated[list[StrictInt], Field(min_length=1, fail_fast=True)]
 
 MAX_INPUTS = 2048
 """As many as OpenAI takes"""
@@ -20,12 +20,12 @@ class EmbeddingsRequest(APIRequest):
     model: str = Field(description="Id of the model, see GET /v1/models")
     input: (
         NonEmptyText
-        | Annotated[list[NonEmptyText], Field(min_length=1, max_length=MAX_INPUTS)]
+        | Annotated[list[NonEmptyText], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
         | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
     ) = Field(description="A text, texts, the tokens of a text, or those of several")
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="Numbers, or little-endian float32 in base64"
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="Numbers, or little-endian float32 in base64"
     )
     dimensions: int | None = Field(None, ge=1, description="Keep only the first so many numbers")
     user: str | None = Field(None, description="Accepted, not used")

@@ -85,6 +85,7 @@ class GenerateEngine:
         self._model = model
         self._eos_token_ids = list(eos_token_ids)
         self._max_in_flight = 1 + max_queue
+        self._stopping = False
         self._jobs: dict[str, Job] = {}
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="generate", daemon=True)
@@ -111,6 +112,7 @@ class GenerateEngine:
             stream.close()
 
     def stop(self) -> None:
+        self._stopping = True
         for job in list(self._jobs.values()):
             job.cancelled.set()
         self._queue.put(None)
@@ -129,6 +131,8 @@ class GenerateEngine:
             except Exception:
                 logger.exception("request %s failed", job.stream.request_id)
                 error = Unavailable("The model failed while it answered.")
+            if self._stopping:
+                error = Unavailable("The model is being unloaded.")
             job.loop.call_soon_threadsafe(self._finish, job, error)
 
     def _generate(self, job: Job) -> None:

@@ -95,7 +95,7 @@ class ModelRegistry:
                 await self._load(self._entries[id_])
 
     async def revive(self) -> None:
-        """Loads the models anew whose thread died. What fails is tried again on its next use."""
+        """Loads the models anew whose thread died. What fails is wanted from then on."""
         for entry in self._entries.values():
             if entry.model and not entry.model.alive:
                 with suppress(LoadFailed):
@@ -104,8 +104,10 @@ class ModelRegistry:
     async def unload_idle(self, after_seconds: float) -> None:
         """Unloads what nobody uses and nobody has used for `after_seconds`."""
         for entry in self._entries.values():
-            if time.monotonic() - entry.last_used >= after_seconds:
-                await self._unload(entry)
+            async with entry.lock:  # a load that is under way is no idle time
+                idle = time.monotonic() - entry.last_used
+                if entry.users == 0 and idle >= after_seconds:
+                    await self._unload(entry)
 
     async def close(self) -> None:
         """Unloads every model, used or not. Nothing can be loaded afterwards."""
@@ -113,7 +115,8 @@ class ModelRegistry:
         for entry in self._entries.values():
             if entry.loading is not None:
                 await asyncio.wait([entry.loading])
-            await self._unload(entry, force=True)
+            async with entry.lock:
+                await self._unload(entry)
 
     def _find(self, name: str) -> Entry:
         for entry in self._entries.values():
@@ -131,10 +134,13 @@ class ModelRegistry:
         try:
             async with entry.lock:
                 started = time.monotonic()
-                logger.info("loading %s", entry.spec.id)
-                if entry.model is not None:  # it died
+                if entry.model is not None:
+                    if entry.model.alive:  # loaded while this waited for the lock
+                        return entry.model
                     dead, entry.model = entry.model, None
+                    self.wanted.add(entry.spec.id)  # not ready before it is back
                     await asyncio.to_thread(dead.unload)
+                logger.info("loading %s", entry.spec.id)
                 entry.model = await asyncio.to_thread(entry.spec.load, self.device)
                 entry.last_used = time.monotonic()
                 self.wanted.discard(entry.spec.id)
@@ -147,11 +153,13 @@ class ModelRegistry:
         finally:
             entry.loading = None
 
-    async def _unload(self, entry: Entry, *, force: bool = False) -> None:
-        async with entry.lock:
-            model = entry.model
-            if model is None or (entry.users and not force):
-                return
-            entry.model = None  # whoever comes now waits for the lock and loads it again
+    async def _unload(self, entry: Entry) -> None:
+        """Needs the lock."""
+        if entry.model is None:
+            return
+        model, entry.model = entry.model, None  # who comes now waits for the lock and loads anew
+        try:
             await asyncio.to_thread(model.unload)
             logger.info("unloaded %s", entry.spec.id)
+        except Exception:
+            logger.exception("unloading %s failed", entry.spec.id)

@@ -37,7 +37,9 @@ async def create_embeddings(
         work = model.embed(body.inputs, body.dimensions)
         embeddings = await until_disconnect(request, work)
     # 2048 vectors of 1024 numbers are 20 MB of JSON: nothing for the event loop.
-    content = await asyncio.to_thread(render, embeddings, body.model, body.encoding_format)
+    content = await asyncio.to_thread(
+        render, embeddings, body.model, body.encoding_format or "float"
+    )
     return Response(content, media_type="application/json")
 
 
