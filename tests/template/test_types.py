@@ -18,6 +18,7 @@ from tests.template.test_matrix import CHOICES, subsets
 PROVIDED = {
     "fastapi": {"fastapi", "starlette"},
     "jinja2": {"jinja2"},
+    "llguidance": {"llguidance"},
     "obstore": {"obstore"},
     "openai": {"openai"},
     "pydantic": {"pydantic"},
