@@ -6,10 +6,11 @@ the masks: it refuses a schema keyword that it cannot enforce, where others let 
 
 import json
 import logging
+import math
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +23,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LAYOUT_OF_JSON = {
-    # One optional space where models are used to one, and no other whitespace: a weak model that
+WHITESPACE = {
+    # One optional space where models are used to one and no other whitespace: a weak model that
     # likes blanks would write them until its tokens run out.
     "item_separator": ", ?",
     "key_separator": ": ?",
     "whitespace_flexible": False,
 }
 
-MAX_SCHEMA_LENGTH = 65_536
-"""Characters of a schema, written as compact JSON"""
-
+# Whoever writes a schema can make it as hard as these allow, so they bound what one request costs:
+# seconds of a compiling thread, milliseconds of the inference thread at each of its steps.
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=500_000,
+    step_lexer_fuel=50_000,
+    max_lexer_states=50_000,
+    verbose_errors=False,
+)
+MAX_LENGTH = 131_072
+"""Characters of a grammar, which are mostly those of its schemas"""
+MAX_DEPTH = 100
+"""How deep brackets may be nested in a schema"""
+MAX_DEPTH_OF_REFERENCES = 1000
+"""Sum of the depths at which a schema refers to its definitions. Following them recurses in native
+code, which ends the process where the stack ends."""
+MAX_MULTIPLE = 10_000
+"""Least common multiple of all `multipleOf`, decimal points aside: there are as many states."""
 CACHE_SIZE = 64
 """Compiled grammars that are kept"""
-
-LIMITS = LLParserLimits(verbose_errors=False)
 
 
 @dataclass(frozen=True)
@@ -83,14 +96,12 @@ class Matcher:
     def mask(self, scores: Tensor) -> None:
         """Sets the scores of the tokens that cannot come next to -inf, in place.
 
-        scores: [V] on any device. At least one token is always left: where nothing else can
-        follow, the end of the answer.
+        scores: [V] on any device. Some token is always left: the end of the answer, if no other.
         """
-        # One byte a token: 0 where it is forbidden. All EOS tokens and no other when finished.
-        allowed = torch.frombuffer(
-            bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8
-        )[: scores.size(0)]
-        scores.masked_fill_(allowed.to(scores.device) == 0, -torch.inf)
+        # One bit a token, in words of 32. All EOS tokens and nothing else once it is finished.
+        words = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.int32)
+        bits = words.to(scores.device).unsqueeze(-1) >> torch.arange(32, device=scores.device)
+        scores.masked_fill_((bits & 1).flatten()[: scores.size(0)] == 0, -torch.inf)
 
 
 class Grammar:
@@ -193,37 +204,96 @@ class GrammarCompiler:
             longest_first = sorted(self._special_tokens, key=len, reverse=True)
             parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
         return " ".join(
-            f"<[{self._special_tokens[part]}]>" if part in self._special_tokens else quoted(part)
+            f"<[{self._special_tokens[part]}]>"
+            if part in self._special_tokens
+            else json.dumps(part)
             for part in parts
             if part
         )
 
-    def _compile(self, lark: str) -> Grammar:
+    def _compile(self, rules: str) -> Grammar:
+        if len(rules) > MAX_LENGTH:
+            raise ValueError(f"The schema is longer than {MAX_LENGTH} characters.")
         with self._lock:
-            if grammar := self._cache.get(lark):
-                self._cache.move_to_end(lark)
+            if grammar := self._cache.get(rules):
+                self._cache.move_to_end(rules)
                 return grammar
-        start = LLMatcher(self._tokenizer, "%llguidance {}\n" + lark, log_level=0, limits=LIMITS)
+        # Forcing looks far ahead for text without alternatives, which can take seconds.
+        options = json.dumps({"no_forcing": True})
+        start = LLMatcher(
+            self._tokenizer, f"%llguidance {options}\n{rules}", log_level=0, limits=LIMITS
+        )
+        start.compute_bitmask()  # the first step is the slowest, and shows what has no end
         if start.is_error():
-            raise ValueError(reason(start.get_error()))
+            raise ValueError(explain(start.get_error()))
         grammar = Grammar(start)
         with self._lock:
-            self._cache[lark] = grammar
+            self._cache[rules] = grammar
             if len(self._cache) > CACHE_SIZE:
                 self._cache.popitem(last=False)
         return grammar
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
-    text = json.dumps({**schema, "x-guidance": LAYOUT_OF_JSON})
-    if len(text) > MAX_SCHEMA_LENGTH:
-        raise ValueError(f"The schema is longer than {MAX_SCHEMA_LENGTH} characters.")
-    return "%json " + text
+    check(schema)
+    return "%json " + json.dumps({**schema, "x-guidance": WHITESPACE})
 
 
-def quoted(text: str) -> str:
-    return json.dumps(text)
+def check(schema: Mapping[str, Any]) -> None:
+    """Raises ValueError for what llguidance would choke on or enforce only in part."""
+    depths: dict[str, int] = {}
+    multiple = 1
+    for depth, node in walk(schema):
+        if depth > MAX_DEPTH:
+            raise ValueError(f"The schema is nested deeper than {MAX_DEPTH} levels.")
+        if isinstance(target := node.get("$ref"), str):
+            depths[target] = max(depth, depths.get(target, 0))
+        if isinstance(factor := node.get("multipleOf"), int | float):
+            multiple = math.lcm(multiple, int("".join(c for c in f"{factor}" if c.isdigit())))
+        if isinstance(least := node.get("minProperties"), int) and least > 1:
+            # It would count a key that is repeated.
+            required = node.get("required")
+            if not isinstance(required, list) or len(required) < least:
+                raise ValueError(
+                    '"minProperties" above 1 is enforced only for required properties.'
+                )
+    if sum(depths.values()) > MAX_DEPTH_OF_REFERENCES:
+        raise ValueError("The schema refers to too many definitions.")
+    if multiple > MAX_MULTIPLE:
+        raise ValueError('The numbers of "multipleOf" in the schema are too large.')
 
 
-def reason(error: str) -> str:
-    return error.splitlines()[0]
+def walk(schema: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """All objects in a schema with their depths, without recursion."""
+    waiting: list[tuple[int, Any]] = [(1, schema)]
+    while waiting:
+        depth, node = waiting.pop()
+        if isinstance(node, Mapping):
+            yield depth, node
+            waiting += [(depth + 1, child) for child in node.values()]
+        elif isinstance(node, list):
+            waiting += [(depth + 1, child) for child in node]
+
+
+EXPLANATIONS = {
+    r"Unimplemented keys: \[(.+)\]": "The schema uses {}, which cannot be enforced.",
+    r"coerce_one_of": 'The alternatives of "oneOf" in the schema overlap or may do so: use "anyOf".',
+    r"Unsatisfiable schema: (.+)": "Nothing can match the schema: {}.",
+    r"NoExtension": "Nothing can match the schema: it has no end.",
+    r"Resource '(.+)' is not present": "The schema refers to {!r}, which is outside of it.",
+    r"fuel|too large|too many|too complex|Unable to determine": "The schema is too complex.",
+    # The lines before it show the place in the regular expression.
+    r"(?m)^error: (.+)": "The schema has a regular expression that cannot be enforced: {}.",
+    # What comes first is the place in rules that nobody but this module has seen.
+    r"^(?:at \d+\(\d+\): )?(?:failed to compile JSON schema: )?(.+)": (
+        "The schema cannot be enforced: {}."
+    ),
+}
+"""What llguidance says, the first that fits, and what to say to somebody who wrote a schema."""
+
+
+def explain(error: str) -> str:
+    for pattern, sentence in EXPLANATIONS.items():
+        if match := re.search(pattern, error):
+            return sentence.format(*(group[:200].rstrip(".") for group in match.groups()))
+    return "The schema cannot be enforced."
