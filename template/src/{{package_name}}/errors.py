@@ -68,6 +68,14 @@ def from_model_error(error: model_errors.ModelError) -> APIError:
                 code="overloaded",
                 headers={"Retry-After": str(error.retry_after)},
             )
+        case model_errors.DeadlineExceeded():
+            # It would take as long again.
+            return APIError(
+                status.HTTP_504_GATEWAY_TIMEOUT,
+                message,
+                code="timeout",
+                headers={"x-should-retry": "false"},
+            )
         case model_errors.LoadFailed():
             # The same files would fail again, so tell the clients not to retry on their own.
             return APIError(

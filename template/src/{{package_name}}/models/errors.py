@@ -32,3 +32,7 @@ class LoadFailed(ModelError):
 
 class Unavailable(ModelError):
     """The model is loaded but cannot work now: its thread died, or it is being unloaded."""
+
+
+class DeadlineExceeded(ModelError):
+    """The answer took longer than a request may take."""

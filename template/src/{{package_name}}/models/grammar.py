@@ -11,12 +11,14 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
+
+from .tools import Tool, ToolLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,31 +52,6 @@ MAX_MULTIPLE = 10_000
 """Least common multiple of all `multipleOf`, decimal points aside: there are as many states."""
 CACHE_SIZE = 64
 """Compiled grammars that are kept"""
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A function that the model may call."""
-
-    name: str
-    parameters: Mapping[str, Any]
-    """JSON schema of the arguments, which are an object"""
-
-
-@dataclass(frozen=True)
-class ToolLayout:
-    """How the model's chat template writes calls.
-
-    One call is `prefix + name + middle + arguments + suffix`; between two calls `between` takes the
-    place of the first one's suffix and the second one's prefix.
-    """
-
-    prefix: str
-    middle: str
-    between: str
-    suffix: str
-    trigger: str
-    """The beginning of `prefix` at which free text turns into a call"""
 
 
 class Matcher:
@@ -123,22 +100,29 @@ class GrammarCompiler:
         vocabulary: int,
         eos_token_ids: Sequence[int],
     ) -> None:
-        """Reads the tokenizer, which takes seconds for a vocabulary of 262k.
-
-        vocabulary: the width of the logits, which can be larger than that of the tokenizer.
-        """
-        self._tokenizer = LLTokenizer(
-            tokenizer.backend_tokenizer.to_str(),
-            n_vocab=max(vocabulary, len(tokenizer)),
-            eos_token=list(eos_token_ids),
-        )
-        self._special_tokens = {
-            str(added): token
-            for token, added in tokenizer.added_tokens_decoder.items()
-            if token not in eos_token_ids and self._tokenizer.is_special_token(token)
-        }
+        """vocabulary: the width of the logits, which can be larger than that of the tokenizer."""
+        self._source = tokenizer
+        self._vocabulary = vocabulary
+        self._eos_token_ids = list(eos_token_ids)
         self._cache: OrderedDict[str, Grammar] = OrderedDict()
         self._lock = threading.Lock()
+
+    @cached_property
+    def _tokenizer(self) -> LLTokenizer:
+        # At the first grammar, for it takes seconds with a vocabulary of 262k.
+        return LLTokenizer(
+            self._source.backend_tokenizer.to_str(),
+            n_vocab=max(self._vocabulary, len(self._source)),
+            eos_token=self._eos_token_ids,
+        )
+
+    @cached_property
+    def _special_tokens(self) -> dict[str, int]:
+        return {
+            str(added): token
+            for token, added in self._source.added_tokens_decoder.items()
+            if token not in self._eos_token_ids and self._tokenizer.is_special_token(token)
+        }
 
     def json_object(self) -> Grammar:
         """Any JSON object."""
@@ -163,7 +147,8 @@ class GrammarCompiler:
         """
         rules = [f"tool_{i}: {self._tool(layout, tool)}" for i, tool in enumerate(tools)]
         rules.append("tool: " + " | ".join(f"tool_{i}" for i in range(len(tools))))
-        more = f"({self._literal(layout.between)} tool)*" if parallel else ""
+        between = layout.between if parallel else None
+        more = f"({self._literal(between)} tool)*" if between else ""
         rules.append(f"calls: tool {more} {self._literal(layout.suffix)}")
         if not free_text:
             rules.append(f"start: {self._literal(layout.prefix)} calls")
