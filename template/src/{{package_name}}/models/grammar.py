@@ -59,6 +59,8 @@ class Matcher:
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
+        self.failed = False
+        """The grammar had to be given up, so that the answer ends too early"""
 
     @property
     def finished(self) -> bool:
@@ -66,9 +68,10 @@ class Matcher:
         return self._matcher.is_stopped()
 
     def accept(self, token: int) -> None:
-        """Takes note of the next token of the answer. One outside the grammar finishes it."""
-        if not self.finished and not self._matcher.consume_token(token):
-            logger.error("a grammar had to be given up: %s", self._matcher.get_error())
+        """Takes note of the next token of the answer. One outside the grammar ends it."""
+        if not self.finished:
+            self._matcher.consume_token(token)
+            self._report_failure()
 
     def mask(self, scores: Tensor) -> None:
         """Sets the scores of the tokens that cannot come next to -inf, in place.
@@ -77,8 +80,15 @@ class Matcher:
         """
         # One bit a token, in words of 32. All EOS tokens and nothing else once it is finished.
         words = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.int32)
+        self._report_failure()
         bits = words.to(scores.device).unsqueeze(-1) >> torch.arange(32, device=scores.device)
         scores.masked_fill_((bits & 1).flatten()[: scores.size(0)] == 0, -torch.inf)
+
+    def _report_failure(self) -> None:
+        # Nothing is raised: the other requests of the batch have no part in it.
+        if not self.failed and self._matcher.is_error():
+            self.failed = True
+            logger.warning("an answer ends before its grammar: %s", self._matcher.get_error())
 
 
 class Grammar:
@@ -263,7 +273,7 @@ def walk(schema: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
 EXPLANATIONS = {
     r"Unimplemented keys: \[(.+)\]": "The schema uses {}, which cannot be enforced.",
     r"coerce_one_of": 'The alternatives of "oneOf" in the schema overlap or may do so: use "anyOf".',
-    r"Unsatisfiable schema: (.+)": "Nothing can match the schema: {}.",
+    r"Unsatisfiable schema: (.+)": "The schema contradicts itself: {}.",
     r"NoExtension": "Nothing can match the schema: it has no end.",
     r"Resource '(.+)' is not present": "The schema refers to {!r}, which is outside of it.",
     r"fuel|too large|too many|too complex|Unable to determine": "The schema is too complex.",
