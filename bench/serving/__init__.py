@@ -1,0 +1,1 @@
+"""The generated service beside the servers that people would take instead: `make bench`."""

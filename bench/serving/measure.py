@@ -1,0 +1,338 @@
+"""One measurement of each kind, into `Results`."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.serving import workload
+from bench.serving.environments import FOLDER, Models, project_env, python_of, render_project
+from bench.serving.load import Load, Outcome, Request
+from bench.serving.peers import OURS, Peer
+from bench.serving.processes import ROOT, Failed, Server, free_port, put_load, serving
+from bench.serving.workload import Workload
+
+LOGS = FOLDER / "logs"
+STREAMS = 16
+TICK = 0.01
+ENCODER_BATCHES = [8, 16, 32]
+
+MANAGER = "continuous batching manager alone"
+GENERATE = "generate() on one batch"
+ENCODER = "encoder alone, sorted"
+SOAK = "generated service, chat and embeddings"
+
+
+class Results:
+    """Figures by who, what and round. Keys read like "chat 16 tokens/s"."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, dict[str, dict[int, float]]] = defaultdict(
+            lambda: defaultdict(dict)
+        )
+        self.failures: dict[str, Counter[str]] = defaultdict(Counter)
+        self.round = 0
+
+    def add(self, who: str, what: str, value: float) -> None:
+        self.figures[who][what][self.round] = value
+
+    def fail(self, who: str, reason: str) -> None:
+        self.failures[who][reason] += 1
+
+    def values(self, who: str, what: str) -> dict[int, float]:
+        return dict(self.figures.get(who, {}).get(what, {}))
+
+    def as_json(self) -> dict[str, Any]:
+        return {"figures": self.figures, "failures": self.failures}
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[round(share * (len(ordered) - 1))]
+
+
+def say(text: str) -> None:
+    print(f"    {text}", flush=True)
+
+
+def measure_peer(peer: Peer, work: Workload, results: Results) -> None:
+    """Starts it, asks it everything of its kind, ends it."""
+    port = free_port()
+    name = f"{peer.name} {peer.kind}"
+    try:
+        with serving(
+            f"{name} round {results.round}",
+            peer.command(port),
+            port,
+            peer.env(port),
+            peer.cwd,
+            LOGS,
+        ) as server:
+            measure_boot(peer, server, results)
+            if peer.kind == "chat":
+                measure_chat(peer, server, work, results)
+            else:
+                measure_embeddings(peer, server, work, results)
+    except (Failed, subprocess.SubprocessError, OSError) as error:
+        say(f"FAILED: {error}")
+        results.fail(name, str(error))
+
+
+def ask(server: Server, requests: list[Request], clients: int) -> Outcome:
+    return put_load(Load(server.port, clients, requests, timeout=300.0))
+
+
+def measure_boot(peer: Peer, server: Server, results: Results) -> None:
+    """Until ready, and until the first answer. Raises Failed when there is none."""
+    ready = server.wait_ready(peer.ready)
+    if peer.kind == "chat":
+        request = peer.chat("Say hello", 1, stream=False)
+    else:
+        request = peer.embed(["hello"])
+    before = server.age
+    outcome = ask(server, [request], 1)
+    # The generator's own start is not the server's.
+    answered = before + outcome.seconds
+    if error := outcome.samples[0].error:
+        raise Failed(f"no first answer: {error}")
+    resident = server.resident_bytes()
+    results.add(peer.name, f"{peer.kind} ready", ready)
+    results.add(peer.name, f"{peer.kind} answered", answered)
+    results.add(peer.name, f"{peer.kind} resident", resident)
+    say(f"ready {ready:.1f} s, answered {answered:.1f} s, {resident / 2**20:.0f} MiB")
+
+
+def measure_chat(peer: Peer, server: Server, work: Workload, results: Results) -> None:
+    for clients, count in work.chat.items():
+        asked = peer.chat_requests(clients, count)
+        warm = workload.prompts((results.round, clients, "warm"), clients)
+        prompts = workload.prompts((results.round, clients), asked)
+        if not peer.one_at_a_time or clients == 1:
+            ask(server, [peer.chat(prompt, 4) for prompt in warm], clients)
+        outcome = ask(server, [peer.chat(prompt, work.tokens) for prompt in prompts], clients)
+        record(peer, f"chat {clients}", outcome, results)
+        fine = [sample for sample in outcome.samples if sample.units]
+        if not fine:
+            continue
+        rate = sum(sample.units for sample in fine) / outcome.seconds
+        firsts = [sample.first for sample in fine]
+        results.add(peer.name, f"chat {clients} tokens/s", rate)
+        results.add(peer.name, f"chat {clients} first p50", percentile(firsts, 0.5))
+        results.add(peer.name, f"chat {clients} first p95", percentile(firsts, 0.95))
+        say(
+            f"{clients:>2} streams: {rate:6.1f} tokens/s, first text "
+            f"p50 {percentile(firsts, 0.5) * 1000:.0f} ms, "
+            f"p95 {percentile(firsts, 0.95) * 1000:.0f} ms ({asked} requests)"
+        )
+
+
+def measure_embeddings(peer: Peer, server: Server, work: Workload, results: Results) -> None:
+    for case in work.embeddings:
+        warm_requests = case.clients if case.texts == 1 else 1
+        warm = workload.texts((results.round, case.key, "warm"), warm_requests * case.texts)
+        ask(server, batches(peer, warm, case.texts), case.clients)
+        texts = workload.texts((results.round, case.key), case.requests * case.texts)
+        outcome = ask(server, batches(peer, texts, case.texts), case.clients)
+        record(peer, case.key, outcome, results)
+        fine = [sample for sample in outcome.samples if sample.units]
+        if not fine:
+            continue
+        rate = sum(sample.units for sample in fine) / outcome.seconds
+        totals = [sample.total for sample in fine]
+        results.add(peer.name, f"{case.key} texts/s", rate)
+        results.add(peer.name, f"{case.key} p50", percentile(totals, 0.5))
+        results.add(peer.name, f"{case.key} p95", percentile(totals, 0.95))
+        say(
+            f"{case.label}: {rate:6.1f} texts/s, p50 {percentile(totals, 0.5) * 1000:.0f} ms, "
+            f"p95 {percentile(totals, 0.95) * 1000:.0f} ms"
+        )
+
+
+def batches(peer: Peer, texts: list[str], size: int) -> list[Request]:
+    return [peer.embed(texts[start : start + size]) for start in range(0, len(texts), size)]
+
+
+def record(peer: Peer, case: str, outcome: Outcome, results: Results) -> None:
+    """What failed, and what the generator took of the machine."""
+    errors = [sample.error for sample in outcome.samples if sample.error]
+    results.add(peer.name, f"{case} requests", len(outcome.samples))
+    results.add(peer.name, f"{case} failed", len(errors))
+    results.add(peer.name, f"{case} generator", outcome.cpu_seconds / outcome.seconds)
+    for error, count in Counter(errors).items():
+        results.fail(f"{peer.name} {peer.kind}", f"{case}: {error}")
+        say(f"{case}: {count} failed: {error}")
+
+
+def measure_ceilings(models: Models, work: Workload, results: Results) -> None:
+    chat = {
+        str(clients): workload.prompts((results.round, clients), count)
+        for clients, count in work.chat.items()
+    }
+    shared = {"folder": str(models.chat), "tokens": work.tokens, "cases": chat}
+    for name, case in ((MANAGER, "manager"), (GENERATE, "generate")):
+        for clients, rate in run_ceiling(name, {"case": case, **shared}, results).items():
+            results.add(name, f"chat {clients} tokens/s", rate)
+    texts_case = max(work.embeddings, key=lambda case: case.clients)
+    case = {
+        "case": "encoder",
+        "folder": str(models.embeddings),
+        "texts": workload.texts((results.round, texts_case.key), texts_case.requests),
+        "sizes": ENCODER_BATCHES,
+    }
+    figures = run_ceiling(ENCODER, case, results)
+    for size, rate in figures.items():
+        results.add(ENCODER, f"batch {size} texts/s", rate)
+    if figures:
+        results.add(ENCODER, "texts/s", max(figures.values()))
+
+
+def run_ceiling(name: str, case: dict[str, Any], results: Results) -> dict[str, float]:
+    command = [sys.executable, "-m", "bench.serving.ceilings"]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(case),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=300,
+            check=True,
+        )
+    except subprocess.SubprocessError as error:
+        words = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        say(f"{name} FAILED: {words[-1]}")
+        results.fail(name, words[-1])
+        return {}
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    say(f"{name}: " + ", ".join(f"{key}: {rate:.0f}/s" for key, rate in figures.items()))
+    return figures
+
+
+def measure_token_cost(peer: Peer, models: Models, work: Workload, results: Results) -> None:
+    """CPU time of the server for one more token of a stream, on an engine that computes nothing."""
+    for tick, name in ((TICK, "token cost"), (0.0, "token cost, all at once")):
+        port = free_port()
+        project = peer.cwd
+        env = project_env(project, port, models)
+        env |= {"TICK": str(tick), "PYTHONPATH": f"{project / 'src'}{os.pathsep}{ROOT}"}
+        command = [sys.executable, "-m", "bench.serving.stub_server"]
+        try:
+            with serving(name, command, port, env, project, LOGS) as server:
+                server.wait_ready(peer.ready)
+                cost, together = token_cost(peer, server, work)
+        except (Failed, subprocess.SubprocessError, OSError) as error:
+            say(f"{name} FAILED: {error}")
+            results.fail(name, str(error))
+            continue
+        results.add(OURS, name, cost)
+        results.add(OURS, f"{name}, tokens an event", together)
+        say(f"{name}: {cost * 1e6:.1f} µs, {together:.2f} tokens an event")
+
+
+def token_cost(peer: Peer, server: Server, work: Workload) -> tuple[float, float]:
+    """Seconds a token, and how many tokens came in one event."""
+    taken: list[float] = []
+    units = events = 0
+    prompts = workload.prompts(("stub",), STREAMS)
+    ask(server, [peer.chat(prompt, 16) for prompt in prompts], STREAMS)
+    for tokens in work.streamed_tokens:
+        before = server.cpu_seconds()
+        outcome = ask(server, [peer.chat(prompt, tokens) for prompt in prompts], STREAMS)
+        taken.append(server.cpu_seconds() - before)
+        if errors := [sample.error for sample in outcome.samples if sample.error]:
+            raise Failed(errors[0])
+        units = sum(sample.units for sample in outcome.samples)
+        events = sum(sample.events for sample in outcome.samples)
+    short, long = work.streamed_tokens
+    return (taken[1] - taken[0]) / (STREAMS * (long - short)), units / events
+
+
+def measure_memory(models: Models, work: Workload, results: Results) -> None:
+    """Resident memory of the service with both models: loaded, warm, and after many requests."""
+    port = free_port()
+    project = render_project(["chat", "embeddings", "health"])
+    chat = Peer(SOAK, "chat", "", None, list, str(models.chat), path="/v1/chat/completions")
+    embed = Peer(SOAK, "embeddings", "", None, list, str(models.embeddings), path="/v1/embeddings")
+
+    def mixed(key: str, count: int) -> list[Request]:
+        prompts = workload.prompts((key,), count // 2)
+        texts = workload.texts((key,), count // 2)
+        pairs = zip(prompts, texts, strict=True)
+        return [
+            request
+            for prompt, text in pairs
+            for request in (chat.chat(prompt, 1), embed.embed([text]))
+        ]
+
+    command = [sys.executable, "-m", "myserver"]
+    env = project_env(project, port, models)
+    try:
+        with serving(SOAK, command, port, env, project, LOGS) as server:
+            server.wait_ready("/health/ready")
+            results.add(SOAK, "resident, loaded", server.resident_bytes())
+            errors = failures(ask(server, mixed("warm", 200), 16))
+            results.add(SOAK, "resident, warm", server.resident_bytes())
+            with Watch(server) as watch:
+                outcome = ask(server, mixed("soak", work.soak_requests), 16)
+            errors += failures(outcome)
+            results.add(SOAK, "resident, after", server.resident_bytes())
+            results.add(SOAK, "resident, highest", watch.highest)
+            results.add(SOAK, "requests", len(outcome.samples))
+            results.add(SOAK, "failed", len(errors))
+    except (Failed, subprocess.SubprocessError, OSError) as error:
+        say(f"FAILED: {error}")
+        results.fail(SOAK, str(error))
+        return
+    for error, count in Counter(errors).items():
+        say(f"{count} failed: {error}")
+        results.fail(SOAK, error)
+    loaded, warm, after = (
+        results.values(SOAK, f"resident, {when}")[results.round] / 2**20
+        for when in ("loaded", "warm", "after")
+    )
+    say(
+        f"{loaded:.0f} MiB loaded, {warm:.0f} after 200 requests, {after:.0f} after "
+        f"{len(outcome.samples)} more in {outcome.seconds:.0f} s"
+    )
+
+
+def failures(outcome: Outcome) -> list[str]:
+    return [sample.error for sample in outcome.samples if sample.error]
+
+
+class Watch:
+    """Looks at the memory of a server once a second."""
+
+    def __init__(self, server: Server) -> None:
+        self.highest = 0
+        self._server = server
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._done.wait(1.0):
+            self.highest = max(self.highest, self._server.resident_bytes())
+
+
+def median(values: dict[int, float]) -> float:
+    return statistics.median(values.values())
+
+
+def plot(results_file: Path) -> None:
+    """Draws the plots beside the figures, in the environment that has matplotlib."""
+    script = ROOT / "bench" / "serving" / "plot.py"
+    subprocess.run([python_of("plots"), script, results_file], check=True)
