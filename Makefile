@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NODE_MODULES := tests/node/node_modules/.installed
 
-.PHONY: test lint examples demo speed clean
+.PHONY: test lint examples demo speed bench clean
 
 test: lint $(NODE_MODULES)
 	$(BIN)/pytest -n 2
@@ -24,6 +24,11 @@ demo:
 # What people wait for, into bench/results/speed.md.
 speed: $(INSTALLED)
 	$(BIN)/python bench/speed.py
+
+# The generated service beside other servers, on the same models: bench/results/serving.md and plots.
+# Takes half an hour of an idle machine. BENCH=--quick shows in a few minutes that all of it works.
+bench: $(INSTALLED)
+	$(BIN)/python -m bench.serving $(BENCH)
 
 # The stamp is newer than what it was installed from: a second `make` installs nothing.
 # What a generated project needs, the full example lists.

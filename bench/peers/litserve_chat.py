@@ -1,4 +1,4 @@
-"""Chat behind LitServe's OpenAI spec, as its documentation does it: `litserve_chat.py MODEL PORT`."""
+"""Chat behind LitServe's OpenAI spec, as its documents do it: `litserve_chat.py MODEL PORT`."""
 
 import sys
 from collections.abc import Iterator

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from types import FrameType
 
@@ -100,7 +101,7 @@ def steps(
 ) -> list[tuple[str, Callable[[], None]]]:
     """A round's measurements, beginning somewhere else in each."""
     found: list[tuple[str, Callable[[], None]]] = [
-        (f"{peer.name}, {peer.kind}", lambda peer=peer: run(peer)) for peer in everybody
+        (f"{peer.name}, {peer.kind}", partial(run, peer)) for peer in everybody
     ]
     found.append(("ceilings", ceilings))
     start = (number * len(found) // 3) % len(found)
@@ -134,24 +135,23 @@ def main() -> None:
     def minutes() -> str:
         return f"[{(time.monotonic() - begun) / 60:4.1f} min]"
 
+    def run(peer: Peer) -> None:
+        if not measure.measure_peer(peer, work, results):
+            usable.remove(peer)  # it would waste the other rounds as well
+
     def ceilings() -> None:
         measure.measure_ceilings(models, work, results)
 
     for number in range(rounds):
         results.round = number
-        for name, step in steps(
-            number,
-            usable,
-            lambda peer: measure.measure_peer(peer, work, results),
-            ceilings,
-        ):
+        for name, step in steps(number, usable, run, ceilings):
             print(f"{minutes()} round {number + 1} of {rounds}: {name}", flush=True)
             step()
         ours = next(peer for peer in everybody if peer.name == OURS and peer.kind == "chat")
         print(f"{minutes()} round {number + 1} of {rounds}: cost of a token", flush=True)
         measure.measure_token_cost(ours, models, work, results)
         save(results, work, everybody, head, quick=chosen.quick)
-    print(f"{minutes()} memory under {work.soak_requests} requests", flush=True)
+    print(f"{minutes()} memory under many requests", flush=True)
     measure.measure_memory(models, work, results)
     text = save(results, work, everybody, head, quick=chosen.quick)
     print(f"{minutes()} done\n\n{text}", flush=True)

@@ -42,10 +42,12 @@ def install(name: str) -> None:
     print(f"installing {name}, once …", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
-    command = [python_of(name), "-m", "pip", "install", "--quiet", "--no-deps", "-r", pins]
+    pip = [str(python_of(name)), "-m", "pip", "install", "--quiet", "--no-deps"]
     log = folder / "install.log"
     with log.open("wb") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            [*pip, "-r", str(pins)], stdout=output, stderr=subprocess.STDOUT, check=False
+        )
     if done.returncode:
         errors = [line for line in log.read_text().splitlines() if line.startswith("ERROR")]
         raise Failed(f"installation failed: {(errors or ['see ' + str(log)])[-1][:300]}")

@@ -5,23 +5,33 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.serving import workload
-from bench.serving.environments import FOLDER, Models, project_env, python_of, render_project
+from bench.serving.environments import (
+    FOLDER,
+    PACKAGE,
+    Models,
+    project_env,
+    python_of,
+    render_project,
+)
 from bench.serving.load import Load, Outcome, Request
-from bench.serving.peers import OURS, Peer
+from bench.serving.peers import OURS, Peer, ours
 from bench.serving.processes import ROOT, Failed, Server, free_port, put_load, serving
 from bench.serving.workload import Workload
 
 LOGS = FOLDER / "logs"
+REQUEST_TIMEOUT = 150.0
+"""Plain transformers serve answers the last of 16 requests after a minute."""
+
 STREAMS = 16
 TICK = 0.01
 ENCODER_BATCHES = [8, 16, 32]
+SOAK_PARTS = 10
 
 MANAGER = "continuous batching manager alone"
 GENERATE = "generate() on one batch"
@@ -61,8 +71,8 @@ def say(text: str) -> None:
     print(f"    {text}", flush=True)
 
 
-def measure_peer(peer: Peer, work: Workload, results: Results) -> None:
-    """Starts it, asks it everything of its kind, ends it."""
+def measure_peer(peer: Peer, work: Workload, results: Results) -> bool:
+    """Starts it, asks it everything of its kind, ends it. False when it did not get through."""
     port = free_port()
     name = f"{peer.name} {peer.kind}"
     try:
@@ -82,10 +92,12 @@ def measure_peer(peer: Peer, work: Workload, results: Results) -> None:
     except (Failed, subprocess.SubprocessError, OSError) as error:
         say(f"FAILED: {error}")
         results.fail(name, str(error))
+        return False
+    return True
 
 
 def ask(server: Server, requests: list[Request], clients: int) -> Outcome:
-    return put_load(Load(server.port, clients, requests, timeout=300.0))
+    return put_load(Load(server.port, clients, requests, timeout=REQUEST_TIMEOUT))
 
 
 def measure_boot(peer: Peer, server: Server, results: Results) -> None:
@@ -179,13 +191,13 @@ def measure_ceilings(models: Models, work: Workload, results: Results) -> None:
         for clients, rate in run_ceiling(name, {"case": case, **shared}, results).items():
             results.add(name, f"chat {clients} tokens/s", rate)
     texts_case = max(work.embeddings, key=lambda case: case.clients)
-    case = {
+    sorted_texts = {
         "case": "encoder",
         "folder": str(models.embeddings),
         "texts": workload.texts((results.round, texts_case.key), texts_case.requests),
         "sizes": ENCODER_BATCHES,
     }
-    figures = run_ceiling(ENCODER, case, results)
+    figures = run_ceiling(ENCODER, sorted_texts, results)
     for size, rate in figures.items():
         results.add(ENCODER, f"batch {size} texts/s", rate)
     if figures:
@@ -254,15 +266,14 @@ def token_cost(peer: Peer, server: Server, work: Workload) -> tuple[float, float
 
 
 def measure_memory(models: Models, work: Workload, results: Results) -> None:
-    """Resident memory of the service with both models: loaded, warm, and after many requests."""
+    """Resident memory of the service with both models, from loaded on, under many requests."""
     port = free_port()
     project = render_project(["chat", "embeddings", "health"])
-    chat = Peer(SOAK, "chat", "", None, list, str(models.chat), path="/v1/chat/completions")
-    embed = Peer(SOAK, "embeddings", "", None, list, str(models.embeddings), path="/v1/embeddings")
+    chat, embed = ours("chat", models), ours("embeddings", models)
 
-    def mixed(key: str, count: int) -> list[Request]:
-        prompts = workload.prompts((key,), count // 2)
-        texts = workload.texts((key,), count // 2)
+    def mixed(key: int, count: int) -> list[Request]:
+        prompts = workload.prompts(("soak", key), count // 2)
+        texts = workload.texts(("soak", key), count // 2)
         pairs = zip(prompts, texts, strict=True)
         return [
             request
@@ -270,62 +281,30 @@ def measure_memory(models: Models, work: Workload, results: Results) -> None:
             for request in (chat.chat(prompt, 1), embed.embed([text]))
         ]
 
-    command = [sys.executable, "-m", "myserver"]
+    command = [sys.executable, "-m", PACKAGE]
     env = project_env(project, port, models)
+    part = work.soak_requests // SOAK_PARTS
     try:
         with serving(SOAK, command, port, env, project, LOGS) as server:
             server.wait_ready("/health/ready")
-            results.add(SOAK, "resident, loaded", server.resident_bytes())
-            errors = failures(ask(server, mixed("warm", 200), 16))
-            results.add(SOAK, "resident, warm", server.resident_bytes())
-            with Watch(server) as watch:
-                outcome = ask(server, mixed("soak", work.soak_requests), 16)
-            errors += failures(outcome)
-            results.add(SOAK, "resident, after", server.resident_bytes())
-            results.add(SOAK, "resident, highest", watch.highest)
-            results.add(SOAK, "requests", len(outcome.samples))
-            results.add(SOAK, "failed", len(errors))
+            results.add(SOAK, resident_after(0), server.resident_bytes())
+            # One part more than asked for: the first fills the KV cache.
+            for number in range(1, SOAK_PARTS + 2):
+                outcome = ask(server, mixed(number, part), STREAMS)
+                for sample in outcome.samples:
+                    if sample.error:
+                        results.fail(SOAK, sample.error)
+                resident = server.resident_bytes()
+                results.add(SOAK, resident_after(number * part), resident)
+                rate = len(outcome.samples) / outcome.seconds
+                say(f"{number * part}: {resident / 2**20:.0f} MiB, {rate:.0f} requests/s")
     except (Failed, subprocess.SubprocessError, OSError) as error:
         say(f"FAILED: {error}")
         results.fail(SOAK, str(error))
-        return
-    for error, count in Counter(errors).items():
-        say(f"{count} failed: {error}")
-        results.fail(SOAK, error)
-    loaded, warm, after = (
-        results.values(SOAK, f"resident, {when}")[results.round] / 2**20
-        for when in ("loaded", "warm", "after")
-    )
-    say(
-        f"{loaded:.0f} MiB loaded, {warm:.0f} after 200 requests, {after:.0f} after "
-        f"{len(outcome.samples)} more in {outcome.seconds:.0f} s"
-    )
 
 
-def failures(outcome: Outcome) -> list[str]:
-    return [sample.error for sample in outcome.samples if sample.error]
-
-
-class Watch:
-    """Looks at the memory of a server once a second."""
-
-    def __init__(self, server: Server) -> None:
-        self.highest = 0
-        self._server = server
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._done.wait(1.0):
-            self.highest = max(self.highest, self._server.resident_bytes())
+def resident_after(requests: int) -> str:
+    return f"resident after {requests}"
 
 
 def median(values: dict[int, float]) -> float:

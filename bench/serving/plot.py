@@ -13,10 +13,13 @@ import matplotlib.pyplot as plt
 
 FIRST = "generated service"
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f"]
+Point = tuple[float, float, float]
+"""Median, lowest and highest"""
+
 CEILING = {"linestyle": "--", "color": "#333333", "linewidth": 1.4}
 
 
-def line(figures: dict[str, dict[str, float]], keys: list[str]) -> list[tuple[float, ...]] | None:
+def line(figures: dict[str, dict[str, float]], keys: list[str]) -> list[Point] | None:
     """Median, lowest and highest for each key; None when one is missing."""
     points = []
     for key in keys:

@@ -57,7 +57,7 @@ def best(results: Results, names: Sequence[str], key: str, *, lowest: bool = Fal
     return (min if lowest else max)(medians, key=lambda name: medians[name])
 
 
-def targets(results: Results) -> list[Target]:
+def targets(results: Results, work: Workload) -> list[Target]:
     def against(text: str, limit: float, key: str, other: str, other_key: str = "") -> Target:
         values = ratios(results, (OURS, key), (other, other_key or key))
         return Target(f"{text} ÷ {other}", limit, " x", values)
@@ -96,15 +96,15 @@ def targets(results: Results) -> list[Target]:
     for key, what in (("ready", "process start to ready"), ("answered", "… to the first answer")):
         values = ratios(results, (OURS, f"chat {key}"), (SERVE, f"chat {key}"))
         found.append(Target(f"chat: {what} ÷ {SERVE}", 1.0, " x", values, at_most=True))
-    for before in ("loaded", "warm"):
-        grown = ratios(results, (SOAK, "resident, after"), (SOAK, f"resident, {before}"))
-        requests = int(max(results.values(SOAK, "requests").values(), default=0))
+    part = work.soak_requests // measure.SOAK_PARTS
+    end = measure.resident_after(part + work.soak_requests)
+    for before, name in ((0, "just loaded, its KV cache untouched"), (part, f"after {part:,}")):
         found.append(
             Target(
-                f"resident memory after {requests:,} requests ÷ {before}",
+                f"resident memory after {part + work.soak_requests:,} requests ÷ {name}",
                 1.05,
                 " x",
-                grown,
+                ratios(results, (SOAK, end), (SOAK, measure.resident_after(before))),
                 at_most=True,
             )
         )
@@ -123,6 +123,10 @@ def spread(values: Sequence[float], write: Callable[[float], str]) -> str:
 
 def number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def count(value: float) -> str:
+    return f"{value:.0f}"
 
 
 def ms(value: float) -> str:
@@ -144,9 +148,9 @@ def table(results: Results, names: Sequence[str], columns: Sequence[Column]) -> 
     return "\n".join(lines)
 
 
-def targets_table(results: Results) -> str:
+def targets_table(results: Results, work: Workload) -> str:
     lines = ["| the generated service | goal | measured | |", "|---|---|---|---|"]
-    for target in targets(results):
+    for target in targets(results, work):
         sign = "≤" if target.at_most else "≥"
         goal = f"{sign} {target.limit:g}{target.unit}"
         measured = spread(target.values, lambda value: f"{value:.2f}")
@@ -158,8 +162,7 @@ def chat_tables(results: Results, work: Workload) -> str:
     names = [OURS, *CHAT_PEERS, MANAGER, GENERATE]
     levels = list(work.chat)
     rates: list[Column] = [
-        (f"{level} at a time" if level > 1 else "1 stream", f"chat {level} tokens/s", number)
-        for level in levels
+        (f"{level} at a time", f"chat {level} tokens/s", number) for level in levels
     ]
     firsts: list[Column] = [
         (f"{level}: {share}", f"chat {level} first {share}", ms)
@@ -167,7 +170,7 @@ def chat_tables(results: Results, work: Workload) -> str:
         for share in ("p50", "p95")
     ]
     failed: list[Column] = [
-        (f"{level} at a time: {what}", f"chat {level} {what}", number)
+        (f"{level} at a time: {what}", f"chat {level} {what}", count)
         for level in levels
         for what in ("requests", "failed")
     ]
@@ -191,7 +194,7 @@ def embeddings_tables(results: Results, work: Workload, names: Sequence[str]) ->
         for share in ("p50", "p95")
     ]
     failed: list[Column] = [
-        (f"{case.label}: failed", f"{case.key} failed", number) for case in work.embeddings
+        (f"{case.label}: failed", f"{case.key} failed", count) for case in work.embeddings
     ]
     sizes: list[Column] = [
         (f"batches of {size}", f"batch {size} texts/s", number) for size in measure.ENCODER_BATCHES
@@ -209,7 +212,7 @@ def embeddings_tables(results: Results, work: Workload, names: Sequence[str]) ->
     )
 
 
-def boot_tables(results: Results, everybody: Sequence[Peer]) -> str:
+def boot_tables(results: Results, work: Workload, everybody: Sequence[Peer]) -> str:
     parts = []
     for kind in ("chat", "embeddings"):
         names = [peer.name for peer in everybody if peer.kind == kind]
@@ -219,15 +222,12 @@ def boot_tables(results: Results, everybody: Sequence[Peer]) -> str:
             ("resident then, MiB", f"{kind} resident", mib),
         ]
         parts += [f"{kind.capitalize()}:", table(results, names, columns)]
+    part = work.soak_requests // measure.SOAK_PARTS
     soak: list[Column] = [
-        ("requests", "requests", number),
-        ("failed", "failed", number),
-        ("loaded, MiB", "resident, loaded", mib),
-        ("after 200, MiB", "resident, warm", mib),
-        ("after all, MiB", "resident, after", mib),
-        ("highest, MiB", "resident, highest", mib),
+        (f"{requests:,}", measure.resident_after(requests), mib)
+        for requests in (part * number for number in range(measure.SOAK_PARTS + 2))
     ]
-    parts += ["Memory under many requests:", table(results, [SOAK], soak)]
+    parts += ["Resident memory after so many requests, in MiB:", table(results, [SOAK], soak)]
     cost: list[Column] = [
         ("paced, µs", "token cost", lambda value: f"{value * 1e6:.1f}"),
         ("tokens an event", "token cost, tokens an event", lambda value: f"{value:.2f}"),
@@ -281,15 +281,15 @@ def write(
         tick=measure.TICK * 1000,
     )
     problems = [
-        f"- {who}: {reason} ({count} times)"
+        f"- {who}: {reason} ({times} times)"
         for who, reasons in results.failures.items()
-        for reason, count in reasons.items()
+        for reason, times in reasons.items()
     ]
     parts = [
         "# Serving",
         head,
         f"Machine: {machine()}.  \nPeers: {', '.join(sorted(versions))}.",
-        targets_table(results),
+        targets_table(results, work),
         "## Chat",
         f"![Throughput and time to the first text]({stem}-chat.png)",
         chat_tables(results, work),
@@ -297,7 +297,7 @@ def write(
         f"![Throughput and latency]({stem}-embeddings.png)",
         embeddings_tables(results, work, embedders),
         "## Start, memory, cost of a token",
-        boot_tables(results, everybody),
+        boot_tables(results, work, everybody),
         *(["## What failed", "\n".join(problems)] if problems else []),
         definitions,
     ]

@@ -65,7 +65,7 @@ class TickingEngine:
 def main() -> None:
     loading = importlib.import_module(f"{PACKAGE}.models.loading")
     tick = float(os.environ["TICK"])
-    loading.make_engine = lambda *args, **kwargs: TickingEngine(tick)
+    vars(loading)["make_engine"] = lambda *args, **kwargs: TickingEngine(tick)
     importlib.import_module(f"{PACKAGE}.__main__").main()
 
 
