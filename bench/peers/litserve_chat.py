@@ -10,6 +10,9 @@ import torch
 from litserve.specs.openai import ChatCompletionRequest
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
 
+TIMEOUT = 300.0
+"""Seconds. The default of 30 would refuse the last of 16 requests that wait for each other."""
+
 
 class ChatAPI(litserve.LitAPI):
     def setup(self, device: str) -> None:
@@ -51,5 +54,7 @@ class ChatAPI(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(ChatAPI(spec=litserve.OpenAISpec()), accelerator="cpu")
+    server = litserve.LitServer(
+        ChatAPI(spec=litserve.OpenAISpec()), accelerator="cpu", timeout=TIMEOUT
+    )
     server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False)

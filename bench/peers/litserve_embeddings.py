@@ -6,6 +6,9 @@ import litserve
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
+TIMEOUT = 300.0
+"""Seconds. The default of 30 is for short queues."""
+
 
 class EmbeddingsAPI(litserve.LitAPI):
     def setup(self, device: str) -> None:
@@ -20,5 +23,5 @@ class EmbeddingsAPI(litserve.LitAPI):
 if __name__ == "__main__":
     # LitServe's batching (max_batch_size above 1) refuses requests of more than one text.
     api = EmbeddingsAPI(spec=litserve.OpenAIEmbeddingSpec())
-    server = litserve.LitServer(api, accelerator="cpu")
+    server = litserve.LitServer(api, accelerator="cpu", timeout=TIMEOUT)
     server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False)

@@ -248,7 +248,7 @@ def read_stream(body: list[tuple[float, bytes]]) -> tuple[float, int, int]:
     """Time of the first text, tokens by the server's own count, events with text."""
     first: float | None = None
     units, events, rest = 0, 0, b""
-    for arrived, piece in body:
+    for arrived, piece in [*body, (body[-1][0], b"\n\n")]:  # an error may come unterminated
         *complete, rest = (rest + piece).replace(b"\r\n", b"\n").split(b"\n\n")
         for item in complete:
             if not item.startswith(b"data:") or (data := item[5:].strip()) == b"[DONE]":

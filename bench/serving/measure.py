@@ -2,11 +2,14 @@
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from bench.serving.environments import (
 )
 from bench.serving.load import Load, Outcome, Request
 from bench.serving.peers import OURS, Peer, ours
-from bench.serving.processes import ROOT, Failed, Server, free_port, put_load, serving
+from bench.serving.processes import ROOT, Failed, Server, busy_seconds, free_port, put_load, serving
 from bench.serving.workload import Workload
 
 LOGS = FOLDER / "logs"
@@ -30,6 +33,7 @@ REQUEST_TIMEOUT = 150.0
 
 STREAMS = 16
 TICK = 0.01
+DISTURBED = 0.1
 ENCODER_BATCHES = [8, 16, 32]
 SOAK_PARTS = 10
 
@@ -96,6 +100,29 @@ def measure_peer(peer: Peer, work: Workload, results: Results) -> bool:
     return True
 
 
+@dataclass
+class Clock:
+    """CPU time of the machine that neither the server nor the generator has taken."""
+
+    server: Server
+    others: float = 0.0
+    """As a share of one core"""
+
+    def __enter__(self) -> "Clock":
+        self._started = time.monotonic()
+        self._before = self._others()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.others = (self._others() - self._before) / (time.monotonic() - self._started)
+
+    def _others(self) -> float:
+        # The generator has ended by the second look, and the server has not.
+        generators = resource.getrusage(resource.RUSAGE_CHILDREN)
+        known = self.server.cpu_seconds() + generators.ru_utime + generators.ru_stime
+        return busy_seconds() - known
+
+
 def ask(server: Server, requests: list[Request], clients: int) -> Outcome:
     return put_load(Load(server.port, clients, requests, timeout=REQUEST_TIMEOUT))
 
@@ -127,8 +154,10 @@ def measure_chat(peer: Peer, server: Server, work: Workload, results: Results) -
         prompts = workload.prompts((results.round, clients), asked)
         if not peer.one_at_a_time or clients == 1:
             ask(server, [peer.chat(prompt, 4) for prompt in warm], clients)
-        outcome = ask(server, [peer.chat(prompt, work.tokens) for prompt in prompts], clients)
-        record(peer, f"chat {clients}", outcome, results)
+        requests = [peer.chat(prompt, work.tokens) for prompt in prompts]
+        with Clock(server) as clock:
+            outcome = ask(server, requests, clients)
+        record(peer, f"chat {clients}", outcome, clock, results)
         fine = [sample for sample in outcome.samples if sample.units]
         if not fine:
             continue
@@ -150,8 +179,9 @@ def measure_embeddings(peer: Peer, server: Server, work: Workload, results: Resu
         warm = workload.texts((results.round, case.key, "warm"), warm_requests * case.texts)
         ask(server, batches(peer, warm, case.texts), case.clients)
         texts = workload.texts((results.round, case.key), case.requests * case.texts)
-        outcome = ask(server, batches(peer, texts, case.texts), case.clients)
-        record(peer, case.key, outcome, results)
+        with Clock(server) as clock:
+            outcome = ask(server, batches(peer, texts, case.texts), case.clients)
+        record(peer, case.key, outcome, clock, results)
         fine = [sample for sample in outcome.samples if sample.units]
         if not fine:
             continue
@@ -170,12 +200,15 @@ def batches(peer: Peer, texts: list[str], size: int) -> list[Request]:
     return [peer.embed(texts[start : start + size]) for start in range(0, len(texts), size)]
 
 
-def record(peer: Peer, case: str, outcome: Outcome, results: Results) -> None:
-    """What failed, and what the generator took of the machine."""
+def record(peer: Peer, case: str, outcome: Outcome, clock: Clock, results: Results) -> None:
+    """What failed, and what generator and others took of the machine."""
     errors = [sample.error for sample in outcome.samples if sample.error]
     results.add(peer.name, f"{case} requests", len(outcome.samples))
     results.add(peer.name, f"{case} failed", len(errors))
     results.add(peer.name, f"{case} generator", outcome.cpu_seconds / outcome.seconds)
+    results.add(peer.name, f"{case} others", clock.others)
+    if clock.others > DISTURBED:
+        say(f"{case}: DISTURBED, others took {clock.others * 100:.0f} % of a core")
     for error, count in Counter(errors).items():
         results.fail(f"{peer.name} {peer.kind}", f"{case}: {error}")
         say(f"{case}: {count} failed: {error}")
@@ -254,9 +287,9 @@ def token_cost(peer: Peer, server: Server, work: Workload) -> tuple[float, float
     prompts = workload.prompts(("stub",), STREAMS)
     ask(server, [peer.chat(prompt, 16) for prompt in prompts], STREAMS)
     for tokens in work.streamed_tokens:
-        before = server.cpu_seconds()
+        before = server.thread_seconds()
         outcome = ask(server, [peer.chat(prompt, tokens) for prompt in prompts], STREAMS)
-        taken.append(server.cpu_seconds() - before)
+        taken.append(server.thread_seconds() - before)
         if errors := [sample.error for sample in outcome.samples if sample.error]:
             raise Failed(errors[0])
         units = sum(sample.units for sample in outcome.samples)

@@ -157,7 +157,7 @@ def chat_peers(models: Models) -> list[Peer]:
             model="gemma",
             path=path,
             extra={"ignore_eos": True},
-            shares={16: 2 / 3},
+            shares={16: 1 / 3},
         ),
         Peer(
             name=LITSERVE,

@@ -238,15 +238,17 @@ def boot_tables(results: Results, work: Workload, everybody: Sequence[Peer]) -> 
     return "\n\n".join(parts)
 
 
-def generator_share(results: Results) -> str:
+def highest(results: Results, ending: str) -> tuple[str, str]:
+    """The highest of the shares of a core whose keys end so, and where that was."""
     shares = [
-        share
-        for figures in results.figures.values()
+        (share, f"{name}, {key.removesuffix(ending).strip()}")
+        for name, figures in results.figures.items()
         for key, values in figures.items()
-        if key.endswith("generator")
+        if key.endswith(ending)
         for share in values.values()
     ]
-    return f"{max(shares) * 100:.0f} %" if shares else "-"
+    share, where = max(shares, default=(0.0, "nothing measured"))
+    return f"{share * 100:.0f} %", where
 
 
 def processor() -> str:
@@ -273,8 +275,11 @@ def write(
     embedders = [peer.name for peer in everybody if peer.kind == "embeddings"]
     versions = {f"{peer.name} {peer.version}" for peer in everybody if peer.name != OURS}
     short, long = work.streamed_tokens
+    others, where = highest(results, "others")
     definitions = DEFINITIONS.read_text().format(
-        generator=generator_share(results),
+        generator=highest(results, "generator")[0],
+        others=others,
+        where=where,
         tokens=work.tokens,
         short=short,
         long=long,

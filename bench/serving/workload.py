@@ -46,12 +46,12 @@ class Workload:
 
 FULL = Workload(
     tokens=64,
-    chat={1: 4, 4: 12, 16: 48},
+    chat={1: 4, 4: 8, 16: 48},
     embeddings=[
         EmbeddingsCase(clients=1, texts=1, requests=100),
-        EmbeddingsCase(clients=16, texts=1, requests=384),
-        EmbeddingsCase(clients=64, texts=1, requests=640),
-        EmbeddingsCase(clients=8, texts=32, requests=24),
+        EmbeddingsCase(clients=16, texts=1, requests=320),
+        EmbeddingsCase(clients=64, texts=1, requests=512),
+        EmbeddingsCase(clients=8, texts=32, requests=16),
     ],
     soak_requests=10_000,
     streamed_tokens=(64, 576),
