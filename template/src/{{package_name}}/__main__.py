@@ -1,5 +1,7 @@
 """`python -m <package>`: the service behind uvicorn, with a shutdown that finishes its answers."""
 
+import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -8,6 +10,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from .app import create_app
+from .background import threads_left
 from .drain import Drain
 from .logs import configure_logging
 from .settings import Settings
@@ -53,6 +56,10 @@ def main() -> None:
         timeout_graceful_shutdown=5,
     )
     DrainingServer(config, app.state.drain, settings.drain_seconds).run()
+    if threads_left():
+        # A model that is half loaded: its C++ code would crash while the interpreter goes down.
+        logging.shutdown()
+        os._exit(0)
 
 
 if __name__ == "__main__":
