@@ -10,10 +10,10 @@ import uvicorn
 from pydantic import ValidationError
 
 from .app import create_app
-from .background import threads_left
 from .drain import Drain
 from .logs import configure_logging
 from .settings import Settings
+from .threads import threads_left
 
 
 class DrainingServer(uvicorn.Server):

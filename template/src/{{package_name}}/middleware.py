@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .drain import Drain
-from .errors import APIError, error_response, internal_error
+from .errors import APIError, error_response, internal_error, shutting_down
 from .logs import request_id_var
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,12 @@ CLIENT_CLOSED_REQUEST = 499
 """nginx's status for the access log: nobody was there to take the answer."""
 
 HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
+
+
+def asks_for_health(scope: Scope) -> bool:
+    """Whether a load balancer may be asking, which has no key and wants to know of a shutdown."""
+    path: str = scope["path"]
+    return path.rstrip("/") in HEALTH_PATHS
 
 
 class RequestContextMiddleware:
@@ -89,19 +95,13 @@ class DrainMiddleware:
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self.app = app
         self.drain = drain
-        self.leaving = APIError(
-            status.HTTP_503_SERVICE_UNAVAILABLE,
-            "The service is shutting down; another instance will take the request.",
-            code="shutting_down",
-            headers={"Retry-After": "1", "Connection": "close"},
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
+        if scope["type"] != "http" or asks_for_health(scope):
             await self.app(scope, receive, send)
             return
         if self.drain.draining:
-            await error_response(self.leaving)(scope, receive, send)
+            await error_response(shutting_down())(scope, receive, send)
             return
         started = False
 
@@ -114,10 +114,12 @@ class DrainMiddleware:
         try:
             await self.app(scope, receive, send_and_note)
         except asyncio.CancelledError:
-            # The drain time is over. Who has not got a status yet gets one that is worth a retry.
-            if started or not self.drain.draining:
+            if not self.drain.draining:
                 raise
-            await error_response(self.leaving)(scope, receive, send)
+            # The drain time is over. Who has not got a status yet gets one that is worth a retry;
+            # a stream has said so in its last event, and of a download uvicorn cuts the connection.
+            if not started:
+                await error_response(shutting_down())(scope, receive, send)
         finally:
             self.drain.leave()
 
@@ -136,7 +138,8 @@ class APIKeyMiddleware:
         return scheme.lower() == "bearer" and any(matches)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
+        # Browsers ask with OPTIONS, and never with a key, whether they may send one.
+        if scope["type"] != "http" or asks_for_health(scope) or scope["method"] == "OPTIONS":
             await self.app(scope, receive, send)
             return
         if self.accepts(Headers(scope=scope).get("authorization", "")):

@@ -1,6 +1,7 @@
 """Which models there are, which are loaded, and who uses them."""
 
 import asyncio
+import gc
 import logging
 import math
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from ..background import run_in_thread
+from ..threads import collector_paused, run_in_thread
 from .base import Model, ModelSpec
 from .device import Device
 from .errors import LoadFailed, Unavailable, UnknownModel
@@ -197,7 +198,8 @@ class ModelRegistry:
         return model
 
     def _load_blocking(self, spec: ModelSpec) -> Model:
-        model = spec.load(self.device)
+        with collector_paused():
+            model = spec.load(self.device)
         if self._closed:
             model.unload()
         return model
@@ -212,6 +214,7 @@ class ModelRegistry:
             except Exception:
                 logger.exception("unloading %s failed", entry.spec.id)
             finally:
+                gc.unfreeze()
                 entry.unloading = None
 
         entry.model = None
