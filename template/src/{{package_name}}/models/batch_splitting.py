@@ -70,11 +70,11 @@ class BatchSplitter:
         tokens = sum(request.query_length for request in batch)
         logger.warning("out of memory: %d requests, %d tokens in a batch", len(batch), tokens)
         if len(batch) == 1 and tokens <= FEWEST_TOKENS:
+            # It is this request that asks for too much, not the batch.
+            self._limit(self._most_requests, self._most_tokens)
             state = batch[0].state
             self._processor._handle_request_error(error, state)
             self._scheduler.finish_request(state.request_id)
-            # It is this request that asks for too much, not the batch.
-            self._limit(self._most_requests, self._most_tokens)
             return
         for request in batch:
             state = request.state
