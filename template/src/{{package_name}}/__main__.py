@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from .app import create_app
 from .drain import Drain
 from .logs import configure_logging
+from .protocol import BoundedHeadProtocol
 from .settings import Settings
 from .threads import threads_left
 
@@ -51,6 +52,7 @@ def main() -> None:
         app,
         host=settings.host,
         port=settings.port,
+        http=BoundedHeadProtocol,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=5,

@@ -10,7 +10,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fastapi import status
 from starlette.datastructures import Headers, MutableHeaders
@@ -152,47 +152,3 @@ class APIKeyMiddleware:
             headers={"WWW-Authenticate": "Bearer"},
         )
         await error_response(refused)(scope, receive, send)
-
-
-class BodyLimitMiddleware:
-    """Stops a body that is too large while it arrives, before anything has been kept of it.
-
-    FastAPI's own `max_body_size` answers in plain text, which OpenAI's clients cannot read.
-    """
-
-    def __init__(
-        self, app: ASGIApp, limit: int, overrides: Mapping[str, int] | None = None
-    ) -> None:
-        """`limit` and, for the paths in `overrides`, another one; in bytes."""
-        self.app = app
-        self.limit = limit
-        self.overrides = overrides or {}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        limit = self.overrides.get(scope["path"], self.limit)
-        too_large = APIError(
-            status.HTTP_413_CONTENT_TOO_LARGE,
-            f"The request body is too large. The limit is {limit} bytes.",
-            code="content_too_large",
-            headers={"Connection": "close"},
-        )
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > limit:
-            await error_response(too_large)(scope, receive, send)
-            return
-
-        received = 0
-
-        async def receive_within_limit() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise too_large
-            return message
-
-        await self.app(scope, receive_within_limit, send)
