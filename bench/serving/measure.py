@@ -305,13 +305,10 @@ def measure_memory(models: Models, work: Workload, results: Results) -> None:
     chat, embed = ours("chat", models), ours("embeddings", models)
 
     def mixed(key: int, count: int) -> list[Request]:
-        prompts = workload.prompts(("soak", key), count // 2)
-        texts = workload.texts(("soak", key), count // 2)
-        pairs = zip(prompts, texts, strict=True)
         return [
             request
-            for prompt, text in pairs
-            for request in (chat.chat(prompt, 1), embed.embed([text]))
+            for text in workload.short_texts((key,), count // 2)
+            for request in (chat.chat(text, 1), embed.embed([text]))
         ]
 
     command = [sys.executable, "-m", PACKAGE]

@@ -91,3 +91,9 @@ def texts(key: tuple[object, ...], count: int) -> list[str]:
     """Texts of 5 to 160 words."""
     rng = seeded("embeddings", *key)
     return [words(rng, rng.randint(5, 160)) for _ in range(count)]
+
+
+def short_texts(key: tuple[object, ...], count: int) -> list[str]:
+    """Texts of 5 to 15 words that differ from their first words on."""
+    rng = seeded("short", *key)
+    return [f"{words(rng, 4)} {number} {words(rng, rng.randint(0, 10))}" for number in range(count)]
