@@ -8,7 +8,6 @@ import asyncio
 import importlib
 import os
 import threading
-import uuid
 from typing import Any
 
 from bench.serving.environments import PACKAGE
@@ -22,6 +21,8 @@ class TickingEngine:
     from another thread, with one call for the whole batch."""
 
     max_length = 32768
+    max_sequences = 64
+    vocabulary = 262144
     alive = True
 
     def __init__(self, tick: float) -> None:
@@ -35,13 +36,13 @@ class TickingEngine:
 
     def submit(self, prompt: list[int], params: Any, *args: Any, **kwargs: Any) -> Any:
         self._loop = asyncio.get_running_loop()
-        stream = self._stream_class(request_id=uuid.uuid4().hex)
-        self._left[stream] = params.max_tokens
+        stream = self._stream_class()
+        self._left[stream] = params[0].max_tokens
         if self._tick == 0:
-            self._loop.call_soon(self._step, params.max_tokens)
+            self._loop.call_soon(self._step, params[0].max_tokens)
         return stream
 
-    def cancel(self, stream: Any) -> None:
+    def cancel(self, stream: Any, index: int | None = None) -> None:
         self._left.pop(stream, None)
 
     def stop(self) -> None:
@@ -54,11 +55,11 @@ class TickingEngine:
 
     def _step(self, count: int) -> None:
         for stream, left in list(self._left.items()):
-            first = stream.count
-            stream.put([PIECES[index % len(PIECES)] for index in range(first, first + count)])
+            first = stream.counts[0]
+            stream.put(0, [PIECES[index % len(PIECES)] for index in range(first, first + count)])
             self._left[stream] = left - count
             if left <= count:
-                stream.close()
+                stream.finish(0)
                 del self._left[stream]
 
 

@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -71,6 +72,52 @@ def test_stop_string_ends_the_answer_and_is_not_shown(api: OpenAI) -> None:
     assert cut.choices[0].finish_reason == "stop"
 
 
+def test_several_answers_to_one_prompt(api: OpenAI) -> None:
+    def ask(**params: Any) -> list[str | None]:
+        answer = api.chat.completions.create(
+            model="tiny-chat", messages=HELLO, max_tokens=9, temperature=1, seed=4, **params
+        )
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens <= 9 * len(answer.choices)
+        assert [choice.index for choice in answer.choices] == list(range(len(answer.choices)))
+        return [choice.message.content for choice in answer.choices]
+
+    several = ask(n=4)
+    assert several[0] == ask()[0]
+    assert len(set(several)) == 4
+    assert several == ask(n=4)
+
+
+def test_logprobs_spell_the_answer(api: OpenAI) -> None:
+    answer = api.chat.completions.create(
+        model="tiny-chat",
+        messages=HELLO,
+        max_tokens=40,
+        temperature=1,
+        seed=6,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    choice = answer.choices[0]
+    assert choice.logprobs is not None
+    entries = choice.logprobs.content or []
+    spelled = bytes(byte for entry in entries for byte in entry.bytes or [])
+    assert spelled.decode(errors="ignore") == (choice.message.content or "").replace("\ufffd", "")
+    assert all(entry.logprob <= 0 and len(entry.top_logprobs) == 2 for entry in entries)
+    assert all(e.top_logprobs[0].logprob >= e.top_logprobs[1].logprob for e in entries)
+
+
+def test_a_request_that_takes_too_long_is_a_504(make_client: Callable[..., TestClient]) -> None:
+    with make_client(request_timeout_seconds=0.2) as client:
+        request = {"model": "tiny-chat", "messages": HELLO, "max_tokens": 1}
+        assert client.post("/v1/chat/completions", json=request).status_code == 200
+        long = request | {"max_tokens": 1900, "temperature": 0, "n": 8}
+        response = client.post("/v1/chat/completions", json=long)
+        assert response.status_code == 504
+        assert response.json()["error"]["code"] == "timeout"
+        assert client.post("/v1/chat/completions", json=request).status_code == 200
+
+
 def test_parts_and_the_developer_role(api: OpenAI) -> None:
     parts: Any = [
         {"role": "developer", "content": "be brief"},
@@ -101,11 +148,20 @@ def test_parts_and_the_developer_role(api: OpenAI) -> None:
         ({"temperature": 3}, 400, "temperature"),
         ({"top_p": -1}, 400, "top_p"),
         ({"stop": ["a", "b", "c", "d", "e"]}, 400, "stop"),
-        ({"n": 2}, 400, "n"),
-        ({"logprobs": True}, 400, "logprobs"),
-        ({"frequency_penalty": 0.5}, 400, "frequency_penalty"),
-        ({"tools": [{"type": "function"}]}, 400, "tools"),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"n": 1000}, 400, "n"),
+        ({"n": 0}, 400, "n"),
+        ({"max_completion_tokens": 100_000}, 400, "max_completion_tokens"),
+        ({"top_logprobs": 3}, 400, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
+        ({"frequency_penalty": 3}, 400, "frequency_penalty"),
+        ({"logit_bias": {"300": 1}}, 400, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, 400, "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(2000)}}, 400, "logit_bias"),
+        ({"extra_body": {"min_tokens": 9}, "max_tokens": 8}, 400, "min_tokens"),
+        ({"extra_body": {"repetition_penalty": 0}}, 400, "repetition_penalty"),
+        ({"functions": [{"name": "f"}]}, 400, "functions"),
+        ({"modalities": ["audio"]}, 400, "modalities"),
+        ({"response_format": {"type": "xml"}}, 400, "response_format"),
     ],
 )
 def test_bad_requests_name_the_field(
@@ -148,7 +204,7 @@ def test_extreme_numbers_harm_nobody(api: OpenAI, extreme: dict[str, Any]) -> No
 def test_a_hostile_body_is_answered_at_once(client: TestClient) -> None:
     started = time.monotonic()
     body = {"model": "tiny-chat", "messages": [{"role": "user", "content": [0] * 1_000_000}]}
-    assert client.post("/v1/chat/completions", json=body).status_code == 400
+    assert client.post("/v1/chat/completions", json=body).status_code == 413
     assert time.monotonic() - started < 3
 
 

@@ -86,10 +86,10 @@ def test_an_error_in_the_middle_is_the_last_event(
 ) -> None:
     put = TokenStream.put
 
-    def fail_after_three(self: TokenStream, tokens: list[int]) -> None:
-        put(self, tokens)
-        if self.count >= 3:
-            self.close(RuntimeError("the secret cause"))
+    def fail_after_three(self: TokenStream, sequence: int, tokens: list[int]) -> None:
+        put(self, sequence, tokens)
+        if self.counts[sequence] >= 3:
+            self.fail(RuntimeError("the secret cause"))
 
     monkeypatch.setattr(TokenStream, "put", fail_after_three)
     *_, last = events(client, max_tokens=50, temperature=0)

@@ -12,16 +12,16 @@ TEXTS = ["hello world", "naïve café", "日本語のテキスト", "👩‍👩
 @pytest.mark.parametrize("text", TEXTS)
 def test_pieces_join_to_the_text_and_never_split_a_character(text: str) -> None:
     tokenizer = build_tokenizer()
-    detokenizer = Detokenizer(tokenizer.backend_tokenizer)
-    pieces = [detokenizer.push([token]) for token in tokenizer.encode(text)]
+    detokenizer = Detokenizer(tokenizer.backend_tokenizer, hidden=[])
+    pieces = [detokenizer.push(token) for token in tokenizer.encode(text)]
     assert "".join(pieces) == text
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
 
-def test_special_tokens_are_not_shown() -> None:
+def test_hidden_tokens_are_not_shown() -> None:
     tokenizer = build_tokenizer()
-    tokens = tokenizer.encode("hi<|end|>")
-    assert Detokenizer(tokenizer.backend_tokenizer).push(tokens) == "hi"
+    detokenizer = Detokenizer(tokenizer.backend_tokenizer, hidden=[tokenizer.eos_token_id])
+    assert "".join(map(detokenizer.push, tokenizer.encode("hi<|end|>"))) == "hi"
 
 
 def run(stops: list[str], pieces: list[str]) -> tuple[list[str], bool]:

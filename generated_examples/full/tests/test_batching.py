@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from full_server.models.batching import BatchingEngine
-from full_server.models.errors import Overloaded, Unavailable
+from full_server.models.errors import Unavailable
 from full_server.models.params import SamplingParams
 from full_server.models.tokens import TokenStream
 
@@ -25,15 +26,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def start(model: LlamaForCausalLM) -> BatchingEngine:
-    return BatchingEngine(
-        model,
-        eos_token_ids=[0],
-        kv_cache_tokens=4096,
-        max_batch_tokens=64,
-        max_batch_requests=8,
-        max_queue=2,
-    )
+def start(model: LlamaForCausalLM, **changes: Any) -> BatchingEngine:
+    options = {"kv_cache_tokens": 4096, "max_batch_tokens": 64, "max_batch_requests": 8}
+    return BatchingEngine(model, eos_token_ids=[0], **options | changes)
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +43,27 @@ def greedy(max_tokens: int = 20) -> SamplingParams:
 
 
 async def collect(stream: TokenStream) -> list[int]:
-    return [token async for tokens in stream for token in tokens]
+    return [token async for arrival in stream for token in arrival.tokens]
 
 
+def submit(engine: BatchingEngine, prompt: list[int], params: SamplingParams) -> TokenStream:
+    return engine.submit(prompt, [params])
+
+
+@pytest.mark.parametrize("share_prefixes", [True, False])
 async def test_greedy_equals_generate_alone_and_in_a_batch(
-    model: LlamaForCausalLM, engine: BatchingEngine
+    model: LlamaForCausalLM, share_prefixes: bool
 ) -> None:
-    together = await asyncio.gather(*(collect(engine.submit(p, greedy())) for p in PROMPTS))
-    alone = [await collect(engine.submit(prompt, greedy())) for prompt in PROMPTS]
+    engine = start(model, share_prefixes=share_prefixes)
+    common = list(range(100, 230))  # two blocks of the cache that these prompts have in common
+    prompts = [*PROMPTS, [*common, 7], [*common, 8], common]
+    try:
+        alone = [await collect(submit(engine, prompt, greedy())) for prompt in prompts]
+        together = await asyncio.gather(*(collect(submit(engine, p, greedy())) for p in prompts))
+    finally:
+        engine.stop()
     assert together == alone
-    for prompt, tokens in zip(PROMPTS, alone, strict=True):
+    for prompt, tokens in zip(prompts, alone, strict=True):
         ids = torch.tensor([prompt])
         reference = model.generate(ids, do_sample=False, max_new_tokens=20, eos_token_id=0)
         assert tokens == reference[0, len(prompt) :].tolist()
@@ -67,11 +73,11 @@ async def test_same_seed_same_tokens_whatever_else_runs(engine: BatchingEngine) 
     def sampled(seed: int) -> SamplingParams:
         return SamplingParams(max_tokens=30, temperature=1.0, seed=seed)
 
-    alone = await collect(engine.submit(PROMPTS[0], sampled(1)))
+    alone = await collect(submit(engine, PROMPTS[0], sampled(1)))
     beside = await asyncio.gather(
-        collect(engine.submit(PROMPTS[0], sampled(1))),
-        collect(engine.submit(PROMPTS[0], sampled(2))),
-        *(collect(engine.submit(prompt, greedy())) for prompt in PROMPTS),
+        collect(submit(engine, PROMPTS[0], sampled(1))),
+        collect(submit(engine, PROMPTS[0], sampled(2))),
+        *(collect(submit(engine, prompt, greedy())) for prompt in PROMPTS),
     )
     assert beside[0] == alone
     assert beside[1] != alone
@@ -79,30 +85,152 @@ async def test_same_seed_same_tokens_whatever_else_runs(engine: BatchingEngine) 
 
 async def test_one_token_is_never_lost(engine: BatchingEngine) -> None:
     for _ in range(20):
-        assert len(await collect(engine.submit(PROMPTS[0], greedy(max_tokens=1)))) == 1
+        assert len(await collect(submit(engine, PROMPTS[0], greedy(max_tokens=1)))) == 1
 
 
-async def test_over_the_limit_is_refused_and_cancelling_frees_a_place(
-    engine: BatchingEngine,
-) -> None:
-    streams = [engine.submit(PROMPTS[0], greedy(1500)) for _ in range(10)]
-    with pytest.raises(Overloaded):
-        engine.submit(PROMPTS[0], greedy())
+async def test_cancelling_leaves_nothing_behind(engine: BatchingEngine) -> None:
+    streams = [submit(engine, PROMPTS[0], greedy(1500)) for _ in range(10)]  # more than fit
     engine.cancel(streams.pop())
-    assert len(await collect(engine.submit(PROMPTS[2], greedy(5)))) == 5
+    assert len(await collect(submit(engine, PROMPTS[2], greedy(5)))) == 5
     for stream in streams:
         engine.cancel(stream)
         assert stream.closed
-    assert engine._streams == {}
+    assert engine._places == {}
+    assert engine._states == {}
     assert engine._manager.output_router.result_handlers == {}
 
 
+async def test_sequences_of_one_prompt_end_one_by_one(engine: BatchingEngine) -> None:
+    stream = engine.submit(PROMPTS[0], [greedy(3), greedy(1900), greedy(7)])
+    finished: list[int] = []
+    async for arrival in stream:
+        finished += [arrival.sequence] * arrival.finished
+        if len(finished) == 2:
+            engine.cancel(stream, 1)
+    assert finished == [0, 2, 1]
+    assert [stream.counts[0], stream.counts[2]] == [3, 7]
+
+
+async def test_end_of_turn_and_its_limits(engine: BatchingEngine) -> None:
+    def biased(**params: Any) -> SamplingParams:
+        end = {0: 100.0}  # the model wants nothing but the end
+        return SamplingParams(max_tokens=9, temperature=0.0, logit_bias=end, **params)
+
+    assert await collect(submit(engine, PROMPTS[0], biased())) == [0]
+    assert await collect(submit(engine, PROMPTS[0], biased(ignore_eos=True))) == [0] * 9
+    late = await collect(submit(engine, PROMPTS[0], biased(min_tokens=4)))
+    assert len(late) == 5
+    assert late.index(0) == 4
+
+
+async def test_penalties_and_logprobs_equal_a_plain_recomputation(
+    model: LlamaForCausalLM, engine: BatchingEngine
+) -> None:
+    """Token by token, from the whole text each time, while others run in the batch."""
+    params = SamplingParams(
+        max_tokens=25,
+        temperature=0.0,
+        repetition_penalty=1.3,
+        frequency_penalty=0.4,
+        presence_penalty=0.3,
+        logit_bias={50: 1.5, 60: -2.0},
+        top_logprobs=4,
+    )
+    prompt = PROMPTS[3]
+    stream = engine.submit(prompt, [params])
+    tokens, *_ = await asyncio.gather(
+        collect(stream), *(collect(submit(engine, each, greedy())) for each in PROMPTS)
+    )
+    assert len(stream.logprobs[0]) == len(tokens) == 25
+    for position, (token, entry) in enumerate(zip(tokens, stream.logprobs[0], strict=True)):
+        text = prompt + tokens[:position]
+        with torch.no_grad():
+            logits = model(torch.tensor([text])).logits[0, -1]
+        logprobs = logits.log_softmax(-1)
+        assert entry.token == token
+        assert entry.logprob == pytest.approx(logprobs[token].item(), abs=1e-4)
+        expected = logprobs.topk(4)
+        assert [each for each, _ in entry.top] == expected.indices.tolist()
+        assert [each for _, each in entry.top] == pytest.approx(expected.values.tolist(), abs=1e-4)
+        for each in set(text):
+            logits[each] *= 1.3 if logits[each] < 0 else 1 / 1.3
+        for each in set(tokens[:position]):
+            logits[each] -= 0.4 * tokens[:position].count(each) + 0.3
+        logits[50] += 1.5
+        logits[60] -= 2.0
+        assert token == logits.argmax().item()
+
+
+async def test_a_preempted_request_goes_on_as_if_nothing_had_happened(
+    model: LlamaForCausalLM,
+) -> None:
+    """More context than the cache holds: requests lose their place and come back."""
+    engine = start(model, kv_cache_tokens=512)
+    params = SamplingParams(
+        max_tokens=200, temperature=1.0, seed=3, frequency_penalty=1.0, top_logprobs=0
+    )
+    try:
+        alone = await collect(submit(engine, PROMPTS[0], params))
+        streams = [submit(engine, PROMPTS[0], params) for _ in range(4)]
+        together = await asyncio.gather(*(collect(stream) for stream in streams))
+    finally:
+        engine.stop()
+    assert together == [alone] * 4
+    assert [entry.token for entry in streams[-1].logprobs[0]] == alone
+
+
+async def test_a_batch_that_does_not_fit_into_memory_is_split(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(model)
+    expected = [await collect(submit(engine, prompt, greedy())) for prompt in PROMPTS]
+    forward = model.forward
+    failures = 0
+
+    def small_memory(*args: Any, **kwargs: Any) -> Any:
+        nonlocal failures
+        if kwargs["input_ids"].size(-1) > 20:
+            failures += 1
+            raise torch.OutOfMemoryError("too many tokens")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", small_memory)
+    together = await asyncio.gather(*(collect(submit(engine, p, greedy())) for p in PROMPTS))
+    assert together == expected
+    assert failures
+    assert engine.alive
+    engine.stop()
+
+
+async def test_what_never_fits_into_memory_fails_alone(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(model)
+    forward = model.forward
+
+    def no_memory_for_298_and_299(*args: Any, **kwargs: Any) -> Any:
+        if {298, 299} <= set(kwargs["input_ids"].flatten().tolist()):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", no_memory_for_298_and_299)
+    prompts = [*PROMPTS, [298, 299]]
+    *others, unlucky = await asyncio.gather(
+        *(collect(submit(engine, p, greedy())) for p in prompts), return_exceptions=True
+    )
+    assert isinstance(unlucky, Unavailable)
+    assert all(isinstance(other, list) for other in others)
+    assert engine.alive
+    assert engine._manager.batch_processor.scheduler.max_requests_per_batch == 8
+    engine.stop()
+
+
 async def test_a_slow_reader_gets_what_has_piled_up(engine: BatchingEngine) -> None:
-    stream = engine.submit(PROMPTS[0], greedy(50))
+    stream = submit(engine, PROMPTS[0], greedy(50))
     async with asyncio.timeout(30):
         while not stream.closed:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    pieces = [tokens async for tokens in stream]
+    pieces = [arrival.tokens async for arrival in stream]
     assert sum(len(tokens) for tokens in pieces) == 50
     assert len(pieces) == 1
 
@@ -111,7 +239,7 @@ async def test_when_the_thread_dies_everybody_hears_of_it(
     model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = start(model)
-    stream = engine.submit(PROMPTS[0], greedy(1900))
+    stream = submit(engine, PROMPTS[0], greedy(1900))
     reading = aiter(stream)
     await anext(reading)
 
@@ -126,7 +254,7 @@ async def test_when_the_thread_dies_everybody_hears_of_it(
         while engine.alive:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     with pytest.raises(Unavailable):
-        engine.submit(PROMPTS[0], greedy())
+        submit(engine, PROMPTS[0], greedy())
     engine.stop()
 
 

@@ -2,15 +2,19 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from full_server.models.chat import ChatModel
 from full_server.models.device import Device
-from full_server.models.errors import Overloaded
+from full_server.models.errors import Unavailable
 from full_server.models.generate import GenerateEngine
-from full_server.models.params import SamplingParams
+from full_server.models.output import Chunk
+from full_server.models.params import ChatOptions, SamplingOptions, SamplingParams
+from full_server.models.prompt import Conversation
 from full_server.models.tokens import TokenStream
 from full_server.settings import Settings
 
@@ -30,26 +34,51 @@ def model(tmp_path: Path) -> Iterator[ChatModel]:
     model.unload()
 
 
+async def ask(model: ChatModel, **sampling: Any) -> list[Chunk]:
+    options = ChatOptions(max_tokens=12, sampling=SamplingOptions(**sampling), seed=3)
+    async with AsyncExitStack() as resources:
+        answer = await model.answer(Conversation(MESSAGES), options, resources)
+        return [chunk async for chunk in answer]
+
+
 async def collect(stream: TokenStream) -> list[int]:
-    return [token async for tokens in stream for token in tokens]
+    return [token async for arrival in stream for token in arrival.tokens]
 
 
 async def test_a_recurrent_model_chats(model: ChatModel) -> None:
     assert isinstance(model._engine, GenerateEngine)
-    prompt = await model.encode(MESSAGES)
-    params = model.sampling(prompt, max_tokens=12, temperature=1.0, seed=3)
-    first = await model.complete(prompt, params)
-    assert first.completion_tokens <= 12
-    assert first == await model.complete(prompt, params)
+    first = await ask(model, temperature=1.0, top_logprobs=1)
+    assert 1 <= first[-1].completion_tokens <= 12
+    second = await ask(model, temperature=1.0, top_logprobs=1)
+    assert "".join(chunk.text for chunk in first) == "".join(chunk.text for chunk in second)
+    assert any(chunk.logprobs for chunk in first)
 
 
-async def test_one_after_the_other_and_a_bounded_queue(model: ChatModel) -> None:
-    prompt = await model.encode(MESSAGES)
-    params = SamplingParams(max_tokens=200, temperature=0.0)
-    running, waiting = (model._engine.submit(prompt, params) for _ in range(2))
-    with pytest.raises(Overloaded):
-        model._engine.submit(prompt, params)
-    model._engine.cancel(running)
-    model._engine.cancel(waiting)
-    short = model._engine.submit(prompt, SamplingParams(max_tokens=3, temperature=0.0))
-    assert 1 <= len(await asyncio.wait_for(collect(short), 20)) <= 3
+async def test_one_after_the_other_and_cancelled_in_any_order(model: ChatModel) -> None:
+    engine = model._engine
+    long = SamplingParams(max_tokens=200, temperature=0.0, ignore_eos=True)
+    running, waiting = (engine.submit([1, 2], [long]) for _ in range(2))
+    engine.cancel(waiting)
+    engine.cancel(running)
+    short = engine.submit([1, 2], [SamplingParams(max_tokens=3, temperature=0.0)] * 2)
+    assert 2 <= len(await asyncio.wait_for(collect(short), 20)) <= 6
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_when_the_thread_dies_everybody_hears_of_it(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = model._engine
+
+    def die(job: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(engine, "_generate", die)
+    params = [SamplingParams(max_tokens=3)]
+    streams = [engine.submit([1, 2], params) for _ in range(3)]
+    for stream in streams:
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(collect(stream), 20)
+    async with asyncio.timeout(20):
+        while model.alive:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

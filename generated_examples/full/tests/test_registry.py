@@ -1,15 +1,22 @@
 """Loading on first use, in use, idle, dead: what the registry promises."""
 
 import asyncio
+import gc
+import sys
 import threading
+import weakref
 from typing import Any, ClassVar
 
 import pytest
 
+from full_server import custom
 from full_server.models.base import Model, ModelSpec
+from full_server.models.catalog import configured_models
 from full_server.models.device import Device
 from full_server.models.errors import LoadFailed, Unavailable, UnknownModel
 from full_server.models.registry import ModelRegistry
+from full_server.settings import Settings
+from full_server.threads import threads_left
 
 pytestmark = pytest.mark.anyio
 
@@ -20,12 +27,15 @@ class Echo(Model):
     def __init__(self) -> None:
         self.running = True
         self.unloaded = False
+        self.gate = threading.Event()
+        self.gate.set()
 
     @property
     def alive(self) -> bool:
         return self.running
 
     def unload(self) -> None:
+        assert self.gate.wait(10)
         self.unloaded = True
 
 
@@ -33,16 +43,38 @@ class Other(Echo):
     type: ClassVar[str] = "other"
 
 
+class Clock:
+    """`time` for the registry, which the test turns."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("full_server.models.registry.time", clock)
+    return clock
+
+
 class Loader:
     """Loads when it is let, and counts."""
 
     def __init__(self) -> None:
+        self.attempts = 0
         self.loaded: list[Echo] = []
         self.error: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
 
     def __call__(self, device: Device) -> Echo:
+        self.attempts += 1
         assert self.gate.wait(10)
         if self.error is not None:
             raise self.error
@@ -89,14 +121,71 @@ async def test_unknown_or_of_another_kind(registry: ModelRegistry) -> None:
             pass
 
 
-async def test_failed_load_is_tried_again(registry: ModelRegistry, loader: Loader) -> None:
+async def test_failed_load_is_tried_again_when_the_next_attempt_is_due(
+    registry: ModelRegistry, loader: Loader, clock: Clock
+) -> None:
     loader.error = OSError("corrupt file")
     results = await asyncio.gather(use(registry), use(registry), return_exceptions=True)
     assert [type(result) for result in results] == [LoadFailed, LoadFailed]
     assert isinstance(results[0], LoadFailed)
     assert isinstance(results[0].__cause__, OSError)
+    assert loader.attempts == 1
     loader.error = None
+    with pytest.raises(LoadFailed):
+        await use(registry)
+    clock.now += 1
     assert await use(registry)
+    assert loader.attempts == 2
+
+
+async def test_attempts_back_off(registry: ModelRegistry, loader: Loader, clock: Clock) -> None:
+    loader.error = OSError("corrupt file")
+    registry.want_all()
+    pauses = []
+    for _ in range(8):
+        with pytest.raises(LoadFailed) as failure:
+            await use(registry)
+        pauses.append(failure.value.retry_after)
+        clock.now += pauses[-1] - 0.5
+        await registry.revive()  # nothing is due
+        clock.now += 0.5
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert loader.attempts == 8
+    loader.error = None
+    await registry.revive()
+    assert registry.wanted == set()
+    assert await use(registry)
+
+
+class HalfLoaded:
+    """Stands for the memory that a load has taken when it fails."""
+
+
+async def test_a_load_that_fails_half_way_leaves_nothing_behind(loader: Loader) -> None:
+    halves: list[weakref.ref[HalfLoaded]] = []
+
+    def load(device: Device) -> Model:
+        half = HalfLoaded()
+        halves.append(weakref.ref(half))
+        try:
+            raise OSError("corrupt file")
+        except OSError as error:
+            raise ValueError("no weights") from error
+
+    registry = ModelRegistry([ModelSpec("echo", Echo, load)], Device())
+    gc.disable()
+    try:
+        with pytest.raises(LoadFailed) as failure:
+            await use(registry)
+        assert halves[0]() is None, failure
+    finally:
+        gc.enable()
+
+
+async def test_a_loader_that_leaves_does_not_take_the_service_with_it() -> None:
+    registry = ModelRegistry([ModelSpec("echo", Echo, lambda device: sys.exit(1))], Device())
+    with pytest.raises(LoadFailed):
+        await use(registry)
 
 
 async def test_loading_leaves_the_loop_free_and_survives_a_cancelled_client(
@@ -125,6 +214,23 @@ async def test_idle_unload_spares_what_is_used(registry: ModelRegistry, loader: 
     assert await use(registry) is not model
 
 
+async def test_a_request_during_an_idle_unload_gets_a_new_model(
+    registry: ModelRegistry, loader: Loader
+) -> None:
+    model = await use(registry)
+    model.gate.clear()
+    unloading = asyncio.create_task(registry.unload_idle(0))
+    await asyncio.sleep(0.01)
+    using = asyncio.create_task(use(registry))
+    await asyncio.sleep(0.05)
+    assert loader.attempts == 1  # the two never share the memory
+    model.gate.set()
+    new = await using
+    assert new is not model
+    assert not new.unloaded
+    await unloading
+
+
 async def test_dead_model_is_replaced(registry: ModelRegistry, loader: Loader) -> None:
     model = await use(registry)
     model.running = False
@@ -135,12 +241,26 @@ async def test_dead_model_is_replaced(registry: ModelRegistry, loader: Loader) -
     assert len(loader.loaded) == 2
 
 
+async def test_a_request_waits_for_the_replacement_of_a_dead_model(
+    registry: ModelRegistry, loader: Loader
+) -> None:
+    model = await use(registry)
+    model.running = False
+    loader.gate.clear()
+    using = asyncio.create_task(use(registry))
+    await asyncio.sleep(0.05)
+    assert registry.wanted == {"echo"}
+    loader.gate.set()
+    assert await using is loader.loaded[1]
+    assert registry.wanted == set()
+
+
 async def test_preload_leaves_alone_what_a_request_has_loaded(
     registry: ModelRegistry, loader: Loader
 ) -> None:
     loader.gate.clear()
     registry.want_all()
-    preloading = asyncio.create_task(registry.load_wanted())
+    preloading = asyncio.create_task(registry.revive())
     await asyncio.sleep(0.05)
     async with registry.use("other", Other) as model:
         loader.gate.set()
@@ -151,7 +271,7 @@ async def test_preload_leaves_alone_what_a_request_has_loaded(
 async def test_a_load_is_no_idle_time(registry: ModelRegistry, loader: Loader) -> None:
     loader.gate.clear()
     registry.want_all()
-    preloading = asyncio.create_task(registry.load_wanted())
+    preloading = asyncio.create_task(registry.revive())
     await asyncio.sleep(0.05)
     unloading = asyncio.create_task(registry.unload_idle(600))
     await asyncio.sleep(0.05)
@@ -160,14 +280,17 @@ async def test_a_load_is_no_idle_time(registry: ModelRegistry, loader: Loader) -
     assert len(registry.loaded) == 2
 
 
-async def test_a_failed_revival_is_not_ready(registry: ModelRegistry, loader: Loader) -> None:
+async def test_a_failed_revival_is_not_ready(
+    registry: ModelRegistry, loader: Loader, clock: Clock
+) -> None:
     model = await use(registry)
     model.running = False
     loader.error = OSError("corrupt file")
     await registry.revive()
     assert registry.wanted == {"echo"}
     loader.error = None
-    await registry.load_wanted()
+    clock.now += 1
+    await registry.revive()
     assert registry.wanted == set()
 
 
@@ -179,27 +302,74 @@ async def test_close_unloads_everything_and_lets_nothing_in(
     assert model.unloaded
     with pytest.raises(Unavailable):
         await use(registry)
+    registry.want_all()
+    with pytest.raises(Unavailable):
+        await registry.revive()
+    assert loader.attempts == 1
 
 
-async def test_close_waits_for_a_load(registry: ModelRegistry, loader: Loader) -> None:
+async def test_close_gives_up_a_load_which_then_leaves_nothing(
+    registry: ModelRegistry, loader: Loader
+) -> None:
     loader.gate.clear()
-    waiting: asyncio.Task[Any] = asyncio.create_task(use(registry))
+    waiting = asyncio.create_task(use(registry))
     await asyncio.sleep(0.05)
+    await asyncio.wait_for(registry.close(), 1)
+    with pytest.raises(Unavailable):
+        await waiting
+    loader.gate.set()
+    for thread in threads_left():
+        thread.join(10)
+    assert loader.loaded[0].unloaded
+
+
+async def test_close_waits_for_an_idle_unload_that_was_cancelled(registry: ModelRegistry) -> None:
+    model = await use(registry)
+    model.gate.clear()
+    unloading = asyncio.create_task(registry.unload_idle(0))
+    await asyncio.sleep(0.01)
+    unloading.cancel()
     closing = asyncio.create_task(registry.close())
     await asyncio.sleep(0.05)
     assert not closing.done()
-    loader.gate.set()
+    model.gate.set()
     await closing
-    assert loader.loaded[0].unloaded
-    await waiting
+    assert model.unloaded
 
 
-async def test_wanted_until_loaded(registry: ModelRegistry, loader: Loader) -> None:
+async def test_close_leaves_a_model_behind_that_hangs(
+    registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("full_server.models.registry.UNLOAD_SECONDS", 0.05)
+    model = await use(registry)
+    model.gate.clear()
+    await asyncio.wait_for(registry.close(), 1)
+    assert not model.unloaded
+    model.gate.set()
+
+
+async def test_wanted_until_loaded(registry: ModelRegistry, loader: Loader, clock: Clock) -> None:
     registry.want_all()
     loader.error = OSError("corrupt file")
-    await registry.load_wanted()
+    await registry.revive()
     assert registry.wanted == {"echo"}
     loader.error = None
+    clock.now += 1
     await use(registry)
     assert registry.wanted == set()
     assert [spec.id for spec in registry.loaded] == ["echo", "other"]
+
+
+def two_models(settings: Settings) -> list[ModelSpec]:
+    return [
+        ModelSpec("echo", Echo, lambda device: Echo(), aliases=("same",)),
+        ModelSpec("same", Echo, lambda device: Echo()),
+    ]
+
+
+def test_no_two_models_share_a_name(
+    tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(custom, "models", two_models)
+    with pytest.raises(ValueError, match="same"):
+        configured_models(Settings(_env_file=None, **tiny_settings))

@@ -2,25 +2,32 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from full_server.models.params import SamplingParams
-from full_server.models.sampling import Row, mark_choices
+from full_server.models.sampling import SamplingState, mark_choices
 
 VOCABULARY = 4000
 
 
-def choose(scores: Tensor, rows: list[Row]) -> list[int]:
-    tokens: list[int] = mark_choices(scores.clone(), rows).argmax(dim=-1).tolist()
+def choose(scores: Tensor, states: list[SamplingState]) -> list[int]:
+    tokens: list[int] = mark_choices(scores.clone(), states).argmax(dim=-1).tolist()
     return tokens
 
 
+def state(position: int = 0, **params: Any) -> SamplingState:
+    state = SamplingState(SamplingParams(max_tokens=9, **params), [], [0], [])
+    state.position = position
+    return state
+
+
 def draw_many(scores: Tensor, count: int = 3000, **params: float) -> Counter[int]:
-    rows = [Row(SamplingParams(max_tokens=1, seed=7, **params), i) for i in range(count)]  # type: ignore[arg-type]
-    return Counter(choose(scores.expand(count, -1), rows))
+    states = [state(position, seed=7, **params) for position in range(count)]
+    return Counter(choose(scores.expand(count, -1), states))
 
 
 @pytest.fixture
@@ -70,21 +77,47 @@ def test_draws_follow_the_filtered_distribution(scores: Tensor, params: dict[str
 
 
 def test_temperature_zero_is_greedy_and_costs_nothing(scores: Tensor) -> None:
-    row = Row(SamplingParams(max_tokens=1, temperature=0.0), 0)
     batch = scores.expand(2, -1).clone()
-    assert torch.equal(mark_choices(batch, [row, row]), scores.expand(2, -1))
+    states = [state(temperature=0.0), state(temperature=0.0)]
+    assert torch.equal(mark_choices(batch, states), scores.expand(2, -1))
 
 
 def test_choice_depends_on_seed_and_position_alone(scores: Tensor) -> None:
-    def row(seed: int, position: int, temperature: float = 1.0, top_k: int = 0) -> Row:
-        params = SamplingParams(max_tokens=9, temperature=temperature, top_k=top_k, seed=seed)
-        return Row(params, position)
-
-    alone = [choose(scores.expand(1, -1), [row(1, position)])[0] for position in range(20)]
-    neighbours = [row(2, 0), row(3, 4, 0.0), row(4, 1, top_k=3)]
-    beside = [
-        choose(scores.expand(4, -1), [*neighbours, row(1, position)])[3] for position in range(20)
+    alone = [choose(scores.expand(1, -1), [state(p, seed=1)])[0] for p in range(20)]
+    neighbours = [
+        state(seed=2),
+        state(4, seed=3, temperature=0.0),
+        state(1, seed=4, top_k=3),
+        state(seed=5, logit_bias={7: 50.0}),
     ]
+    beside = [choose(scores.expand(5, -1), [*neighbours, state(p, seed=1)])[4] for p in range(20)]
     assert alone == beside
     assert len(set(alone)) > 10
-    assert alone != [choose(scores.expand(1, -1), [row(5, position)])[0] for position in range(20)]
+    assert alone != [choose(scores.expand(1, -1), [state(p, seed=5)])[0] for p in range(20)]
+
+
+def test_a_bias_of_100_decides_and_one_of_minus_100_forbids(scores: Tensor) -> None:
+    likeliest = int(scores.argmax())
+    assert set(draw_many(scores, 200, logit_bias={5: 100.0})) == {5}  # type: ignore[arg-type]
+    assert likeliest not in draw_many(scores, 3000, logit_bias={likeliest: -100.0})  # type: ignore[arg-type]
+
+
+def test_penalties_count_the_answer_alone(scores: Tensor) -> None:
+    params = SamplingParams(
+        max_tokens=9, temperature=0.0, frequency_penalty=0.5, presence_penalty=0.25
+    )
+    penalised = SamplingState(params, [1, 1, 2], [0], [])
+    penalised.catch_up([3, 3, 3, 4])
+    batch = scores.expand(1, -1).clone()
+    mark_choices(batch, [penalised])
+    difference = (scores - batch[0]).nonzero().flatten().tolist()
+    assert difference == [3, 4]
+    assert (scores - batch[0])[[3, 4]].tolist() == pytest.approx([1.75, 0.75])
+
+
+def test_broken_logits_harm_their_own_row_alone(scores: Tensor) -> None:
+    batch = scores.repeat(2, 1)
+    batch[0] = torch.nan
+    tokens = choose(batch, [state(seed=1), state(seed=2)])
+    assert 0 <= tokens[0] < VOCABULARY
+    assert tokens[1] == choose(scores.expand(1, -1), [state(seed=2)])[0]

@@ -1,6 +1,7 @@
 """The stream itself: its headers, its heartbeat, and that it ends with its client."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -101,3 +102,39 @@ async def test_resources_are_freed_even_if_nothing_was_ever_sent() -> None:
     with pytest.raises(OSError, match="gone"):
         await stream(closed)({"type": "http", "http_version": "1.1"}, receive, broken_send)
     assert closed == ["resources"]
+
+
+async def cut_off(sent: list[Message], send_seconds: float = 0.0) -> None:
+    """Runs a stream that the shutdown cancels after its first event."""
+
+    async def receive() -> Message:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if len(sent) == 2:
+            await asyncio.sleep(send_seconds)
+        sent.append(message)
+
+    response = stream([], pause=0.01)
+    running = asyncio.create_task(response({"type": "http", "http_version": "1.1"}, receive, send))
+    while len(sent) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_a_stream_that_is_cut_off_says_so_and_ends() -> None:
+    sent: list[Message] = []
+    await cut_off(sent)
+    *_, last, end = sent
+    assert json.loads(last["body"].removeprefix(b"data: "))["error"]["code"] == "shutting_down"
+    assert end == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def test_a_client_that_stopped_reading_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("full_server.sse.GOODBYE_SECONDS", 0.01)
+    await asyncio.wait_for(cut_off([], send_seconds=60), 5)

@@ -15,15 +15,23 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 
 TEMPLATE = """\
-{% for message in messages %}
-{%- if message['role'] not in ('system', 'user', 'assistant') %}
+{% if tools %}{{ '<|system|>' + tools | tojson + '<|end|>' }}{% endif %}
+{%- for message in messages %}
+{%- if message['role'] not in ('system', 'user', 'assistant', 'tool') %}
 {{- raise_exception('unknown role') }}
 {%- endif %}
-{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}
+{{- '<|' + message['role'] + '|>' + message['content'] }}
+{%- for call in message['tool_calls'] %}
+{{- '\\n' if not loop.first }}<tool_call>
+{{- '\\n{"name": "' + call['function']['name'] + '", "arguments": ' }}
+{{- call['function']['arguments'] | tojson + '}\\n' }}</tool_call>
+{%- endfor %}
+{{- '<|end|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
 
-SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
+SPECIAL += ["<tool_call>", "</tool_call>"]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

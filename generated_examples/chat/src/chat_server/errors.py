@@ -4,12 +4,14 @@ The shape is `{"error": {"message", "type", "param", "code"}}`; a client that ge
 shows its user "no body". https://platform.openai.com/docs/guides/error-codes
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from fastapi import FastAPI, Request, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from .models import errors as model_errors
@@ -68,12 +70,12 @@ def from_model_error(error: model_errors.ModelError) -> APIError:
                 code="overloaded",
                 headers={"Retry-After": str(error.retry_after)},
             )
-        case model_errors.LoadFailed():
-            # The same files would fail again, so tell the clients not to retry on their own.
+        case model_errors.DeadlineExceeded():
+            # It would take as long again.
             return APIError(
-                status.HTTP_503_SERVICE_UNAVAILABLE,
+                status.HTTP_504_GATEWAY_TIMEOUT,
                 message,
-                code="model_unavailable",
+                code="timeout",
                 headers={"x-should-retry": "false"},
             )
         case _:
@@ -81,8 +83,17 @@ def from_model_error(error: model_errors.ModelError) -> APIError:
                 status.HTTP_503_SERVICE_UNAVAILABLE,
                 message,
                 code="model_unavailable",
-                headers={"Retry-After": "1"},
+                headers={"Retry-After": str(getattr(error, "retry_after", 1))},
             )
+
+
+def shutting_down() -> APIError:
+    return APIError(
+        status.HTTP_503_SERVICE_UNAVAILABLE,
+        "The service is shutting down; another instance will take the request.",
+        code="shutting_down",
+        headers={"Retry-After": "1", "Connection": "close"},
+    )
 
 
 def internal_error(request_id: str) -> APIError:
@@ -98,14 +109,19 @@ def internal_error(request_id: str) -> APIError:
 def envelope_for(error: HTTPException) -> ErrorEnvelope:
     """The body of the error, which ends a stream just as it answers a request."""
     kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
-    return ErrorEnvelope(
-        error=ErrorDetail(
-            message=str(error.detail),
-            type=ERROR_TYPES.get(error.status_code, kind),
-            param=getattr(error, "param", None),
-            code=getattr(error, "code", None),
-        )
-    )
+    known = {
+        "type": ERROR_TYPES.get(error.status_code, kind),
+        "param": getattr(error, "param", None),
+        "code": getattr(error, "code", None),
+    }
+    detail: object = error.detail
+    if isinstance(detail, str):
+        return ErrorEnvelope(error=ErrorDetail(message=detail, **known))
+    # FastAPI lets a detail be anything. One with the envelope's own fields fills them.
+    if isinstance(detail, Mapping):
+        with suppress(ValidationError):
+            return ErrorEnvelope(error=ErrorDetail.model_validate(known | dict(detail)))
+    return ErrorEnvelope(error=ErrorDetail(message=json.dumps(detail, default=str), **known))
 
 
 def error_response(error: HTTPException) -> JSONResponse:

@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     max_body_size: int = Field(
         4 * 1024 * 1024, gt=0, description="Largest request body in bytes, uploads aside"
     )
+    body_timeout_seconds: float = Field(
+        30.0, gt=0, description="Silence in the middle of a request body that ends the request"
+    )
     drain_seconds: float = Field(
         30.0, ge=0, description="Time that requests in flight get to finish after SIGTERM"
     )
@@ -44,6 +47,12 @@ class Settings(BaseSettings):
     )
     max_queue: int = Field(
         256, ge=0, description="Requests that may wait for a model; more are answered with 429"
+    )
+    max_queue_tokens: int = Field(
+        262144, ge=0, description="Tokens that may wait for a model; more are answered with 429"
+    )
+    request_timeout_seconds: float = Field(
+        600.0, gt=0, description="Longest time that one request may take, waiting included"
     )
 
     chat_model: str = Field(

@@ -12,9 +12,15 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
+from .errors import envelope_for, shutting_down
+
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 """A comment: clients skip it, proxies see that the connection lives."""
+
+
+GOODBYE_SECONDS = 1.0
+"""For the last event of a stream that is cut off: its client may have stopped reading."""
 
 
 def event(data: BaseModel) -> bytes:
@@ -46,9 +52,24 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["http_version"].startswith("1."):
             self.headers["Connection"] = "keep-alive"
-        # Here and not in the generator: one that was never started runs no `finally`.
-        async with self.resources, aclosing(self.events):
-            await super().__call__(scope, receive, send)
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            # Here and not in the generator: one that was never started runs no `finally`.
+            async with self.resources, aclosing(self.events):
+                await super().__call__(scope, receive, send_and_note)
+        except asyncio.CancelledError:
+            # Only the shutdown cancels requests. The client learns that its answer is not whole.
+            if started:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GOODBYE_SECONDS):
+                        await say_goodbye(send)
+            raise
 
     async def stream_response(self, send: Send) -> None:
         if not self.heartbeat_seconds:
@@ -81,3 +102,9 @@ class EventStream(StreamingResponse):
             heartbeat.cancel()
             with suppress(asyncio.CancelledError):
                 await heartbeat
+
+
+async def say_goodbye(send: Send) -> None:
+    error = event(envelope_for(shutting_down()))
+    await send({"type": "http.response.body", "body": error, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

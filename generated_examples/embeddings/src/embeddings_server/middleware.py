@@ -10,7 +10,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from fastapi import status
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .drain import Drain
-from .errors import APIError, error_response, internal_error
+from .errors import APIError, error_response, internal_error, shutting_down
 from .logs import request_id_var
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,12 @@ CLIENT_CLOSED_REQUEST = 499
 """nginx's status for the access log: nobody was there to take the answer."""
 
 HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
+
+
+def asks_for_health(scope: Scope) -> bool:
+    """Whether a load balancer may be asking, which has no key and wants to know of a shutdown."""
+    path: str = scope["path"]
+    return path.rstrip("/") in HEALTH_PATHS
 
 
 class RequestContextMiddleware:
@@ -89,19 +95,13 @@ class DrainMiddleware:
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self.app = app
         self.drain = drain
-        self.leaving = APIError(
-            status.HTTP_503_SERVICE_UNAVAILABLE,
-            "The service is shutting down; another instance will take the request.",
-            code="shutting_down",
-            headers={"Retry-After": "1", "Connection": "close"},
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
+        if scope["type"] != "http" or asks_for_health(scope):
             await self.app(scope, receive, send)
             return
         if self.drain.draining:
-            await error_response(self.leaving)(scope, receive, send)
+            await error_response(shutting_down())(scope, receive, send)
             return
         started = False
 
@@ -114,10 +114,12 @@ class DrainMiddleware:
         try:
             await self.app(scope, receive, send_and_note)
         except asyncio.CancelledError:
-            # The drain time is over. Who has not got a status yet gets one that is worth a retry.
-            if started or not self.drain.draining:
+            if not self.drain.draining:
                 raise
-            await error_response(self.leaving)(scope, receive, send)
+            # The drain time is over. Who has not got a status yet gets one that is worth a retry;
+            # a stream has said so in its last event, and of a download uvicorn cuts the connection.
+            if not started:
+                await error_response(shutting_down())(scope, receive, send)
         finally:
             self.drain.leave()
 
@@ -136,7 +138,8 @@ class APIKeyMiddleware:
         return scheme.lower() == "bearer" and any(matches)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
+        # Browsers ask with OPTIONS, and never with a key, whether they may send one.
+        if scope["type"] != "http" or asks_for_health(scope) or scope["method"] == "OPTIONS":
             await self.app(scope, receive, send)
             return
         if self.accepts(Headers(scope=scope).get("authorization", "")):
@@ -149,47 +152,3 @@ class APIKeyMiddleware:
             headers={"WWW-Authenticate": "Bearer"},
         )
         await error_response(refused)(scope, receive, send)
-
-
-class BodyLimitMiddleware:
-    """Stops a body that is too large while it arrives, before anything has been kept of it.
-
-    FastAPI's own `max_body_size` answers in plain text, which OpenAI's clients cannot read.
-    """
-
-    def __init__(
-        self, app: ASGIApp, limit: int, overrides: Mapping[str, int] | None = None
-    ) -> None:
-        """`limit` and, for the paths in `overrides`, another one; in bytes."""
-        self.app = app
-        self.limit = limit
-        self.overrides = overrides or {}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        limit = self.overrides.get(scope["path"], self.limit)
-        too_large = APIError(
-            status.HTTP_413_CONTENT_TOO_LARGE,
-            f"The request body is too large. The limit is {limit} bytes.",
-            code="content_too_large",
-            headers={"Connection": "close"},
-        )
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > limit:
-            await error_response(too_large)(scope, receive, send)
-            return
-
-        received = 0
-
-        async def receive_within_limit() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise too_large
-            return message
-
-        await self.app(scope, receive_within_limit, send)

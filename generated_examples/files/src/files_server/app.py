@@ -10,16 +10,12 @@ from fastapi.middleware import Middleware
 
 from . import custom
 from .background import repeat
+from .body import BodyMiddleware
 from .dependencies import State
 from .drain import Drain
 from .errors import ErrorEnvelope, add_error_handlers
 from .files.store import FileStore
-from .middleware import (
-    APIKeyMiddleware,
-    BodyLimitMiddleware,
-    DrainMiddleware,
-    RequestContextMiddleware,
-)
+from .middleware import APIKeyMiddleware, DrainMiddleware, RequestContextMiddleware
 from .models.catalog import configured_models
 from .models.device import Device
 from .models.registry import ModelRegistry
@@ -38,10 +34,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         file_store = FileStore(settings.files_url)
         if settings.preload:
             registry.want_all()
-        tasks = [
-            asyncio.create_task(repeat(1.0, registry.revive)),
-            asyncio.create_task(repeat(30.0, registry.load_wanted)),
-        ]
+        tasks = [asyncio.create_task(repeat(1.0, registry.revive))]
         if settings.idle_unload_seconds:
             unload_idle = partial(registry.unload_idle, settings.idle_unload_seconds)
             tasks.append(asyncio.create_task(repeat(5.0, unload_idle)))
@@ -63,7 +56,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         middleware.append(Middleware(APIKeyMiddleware, keys=keys))
     uploads = {"/v1/files": settings.max_upload_size + files.FORM_OVERHEAD}
     middleware.append(
-        Middleware(BodyLimitMiddleware, limit=settings.max_body_size, overrides=uploads)
+        Middleware(
+            BodyMiddleware,
+            limit=settings.max_body_size,
+            timeout_seconds=settings.body_timeout_seconds,
+            uploads=uploads,
+        )
     )
 
     app = FastAPI(

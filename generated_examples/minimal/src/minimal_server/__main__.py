@@ -1,5 +1,7 @@
 """`python -m <package>`: the service behind uvicorn, with a shutdown that finishes its answers."""
 
+import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -10,7 +12,9 @@ from pydantic import ValidationError
 from .app import create_app
 from .drain import Drain
 from .logs import configure_logging
+from .protocol import BoundedHeadProtocol
 from .settings import Settings
+from .threads import threads_left
 
 
 class DrainingServer(uvicorn.Server):
@@ -48,11 +52,16 @@ def main() -> None:
         app,
         host=settings.host,
         port=settings.port,
+        http=BoundedHeadProtocol,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=5,
     )
     DrainingServer(config, app.state.drain, settings.drain_seconds).run()
+    if threads_left():
+        # A model that is half loaded: its C++ code would crash while the interpreter goes down.
+        logging.shutdown()
+        os._exit(0)
 
 
 if __name__ == "__main__":

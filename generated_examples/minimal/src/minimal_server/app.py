@@ -10,15 +10,11 @@ from fastapi.middleware import Middleware
 
 from . import custom
 from .background import repeat
+from .body import BodyMiddleware
 from .dependencies import State
 from .drain import Drain
 from .errors import ErrorEnvelope, add_error_handlers
-from .middleware import (
-    APIKeyMiddleware,
-    BodyLimitMiddleware,
-    DrainMiddleware,
-    RequestContextMiddleware,
-)
+from .middleware import APIKeyMiddleware, DrainMiddleware, RequestContextMiddleware
 from .models.catalog import configured_models
 from .models.device import Device
 from .models.registry import ModelRegistry
@@ -36,10 +32,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         registry = ModelRegistry(configured_models(settings), device)
         if settings.preload:
             registry.want_all()
-        tasks = [
-            asyncio.create_task(repeat(1.0, registry.revive)),
-            asyncio.create_task(repeat(30.0, registry.load_wanted)),
-        ]
+        tasks = [asyncio.create_task(repeat(1.0, registry.revive))]
         if settings.idle_unload_seconds:
             unload_idle = partial(registry.unload_idle, settings.idle_unload_seconds)
             tasks.append(asyncio.create_task(repeat(5.0, unload_idle)))
@@ -58,7 +51,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.api_keys:
         keys = [key.get_secret_value() for key in settings.api_keys]
         middleware.append(Middleware(APIKeyMiddleware, keys=keys))
-    middleware.append(Middleware(BodyLimitMiddleware, limit=settings.max_body_size))
+    middleware.append(
+        Middleware(
+            BodyMiddleware,
+            limit=settings.max_body_size,
+            timeout_seconds=settings.body_timeout_seconds,
+        )
+    )
 
     app = FastAPI(
         title="minimal-server",

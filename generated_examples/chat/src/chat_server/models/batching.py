@@ -7,9 +7,8 @@ its minor version and `tests/test_batching.py` notices when one of them moves.
 
 import logging
 import math
-import uuid
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +26,10 @@ from transformers.generation.continuous_batching.requests import (
 )
 from transformers.modeling_utils import PreTrainedModel
 
-from .errors import Overloaded, Unavailable
+from .batch_splitting import BatchSplitter
+from .errors import Unavailable
 from .params import SamplingParams
-from .sampling import Row, mark_choices
+from .sampling import SamplingState, mark_choices
 from .tokens import TokenStream
 
 logger = logging.getLogger(__name__)
@@ -38,10 +38,11 @@ PAGE_SIZE = 64
 """Tokens in one block of the KV cache. Small blocks waste little on short conversations."""
 
 
-def position(state: RequestState) -> int:
-    """Tokens that the request has generated, those before a preemption included."""
-    prompt_length = state._true_initial_tokens or len(state.initial_tokens)
-    return len(state.initial_tokens) - prompt_length + len(state.generated_tokens)
+def generated(request: RequestState) -> list[int]:
+    """Every token that the request has generated, those before a preemption included."""
+    prompt_length = request._true_initial_tokens or len(request.initial_tokens)
+    tokens: list[int] = request.initial_tokens[prompt_length:] + request.generated_tokens
+    return tokens
 
 
 class Sampler(ContinuousBatchingLogitsProcessor):
@@ -51,11 +52,14 @@ class Sampler(ContinuousBatchingLogitsProcessor):
     vocabulary for each, and divide by a temperature of 0, which kills the thread for everybody.
     """
 
-    supported_kwargs: ClassVar[dict[str, type]] = {"params": SamplingParams}
+    supported_kwargs: ClassVar[dict[str, type]] = {}
     ignored_kwargs: tuple[str, ...] = ()
 
-    def __init__(self) -> None:
-        self._rows: list[Row] = []
+    def __init__(self, states: Mapping[str, SamplingState]) -> None:
+        """`states` by request id; a request that is not there any more is nobody's."""
+        self._states = states
+        self._rows: list[SamplingState] = []
+        self._nobody = SamplingState(SamplingParams(max_tokens=0, temperature=0.0), [], [], [])
 
     def fill_defaults(self, int32_tensor: Tensor) -> None:
         int32_tensor.zero_()
@@ -63,15 +67,23 @@ class Sampler(ContinuousBatchingLogitsProcessor):
     def prepare_tensor_args(self, requests_with_new_token: Sequence[FutureRequestState]) -> Tensor:
         # The tensor that goes to the device carries nothing: batching is synchronous, so the rows
         # kept here are those of the very next call.
-        greedy = SamplingParams(max_tokens=0, temperature=0.0)
-        self._rows = [
-            Row(request.state.logit_processor_kwargs.get("params", greedy), position(request.state))
-            for request in requests_with_new_token
-        ]
+        self._rows = []
+        for request in requests_with_new_token:
+            state = self._states.get(request.state.request_id)
+            if state is not None:
+                state.catch_up(generated(request.state))
+            self._rows.append(state or self._nobody)
         return torch.zeros(len(self._rows), dtype=torch.int32)
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
         return mark_choices(scores, self._rows)
+
+
+class Place(NamedTuple):
+    """What a request of the manager is to the service."""
+
+    stream: TokenStream
+    sequence: int
 
 
 class BatchingEngine:
@@ -85,28 +97,32 @@ class BatchingEngine:
         kv_cache_tokens: int,
         max_batch_tokens: int,
         max_batch_requests: int,
-        max_queue: int,
+        share_prefixes: bool = True,
     ) -> None:
         """Takes the memory of the KV cache and starts the thread.
+
+        share_prefixes: prompts that begin alike are computed once, where the model allows it.
 
         Raises ValueError (or what transformers raises) for a model that cannot be batched.
         """
         self._model = model
         self._eos_token_ids = list(eos_token_ids)
-        self._max_in_flight = max_batch_requests + max_queue
-        self._streams: dict[str, TokenStream] = {}
+        self.max_sequences = max_batch_requests
+        self._places: dict[str, Place] = {}
+        self._states: dict[str, SamplingState] = {}
 
         config = ContinuousBatchingConfig(
             page_size=PAGE_SIZE,
             num_blocks=math.ceil(kv_cache_tokens / PAGE_SIZE),
             max_batch_tokens=max_batch_tokens,
             max_requests_per_batch=max_batch_requests,
+            allow_block_sharing=share_prefixes,
             per_request_processors=True,
             # The sampler keeps its rows between two calls, see there.
             use_cuda_graph=False,
             use_async_batching=False,
         )
-        processors = LogitsProcessorList([Sampler()])
+        processors = LogitsProcessorList([Sampler(self._states)])
         model._get_logits_processor = lambda *args, **kwargs: processors
         try:
             self._manager = model.init_continuous_batching(
@@ -118,8 +134,11 @@ class BatchingEngine:
         self._manager.warmup()  # creates the cache here, where a failure is the caller's
         assert self._manager.batch_processor is not None
         capacity = infer_max_single_request_tokens(self._manager.batch_processor.cache)
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", capacity)
+        text_config = model.config.get_text_config()
+        context = getattr(text_config, "max_position_embeddings", capacity)
         self.max_length: int = min(capacity, context)
+        self.vocabulary: int = text_config.vocab_size
+        BatchSplitter(self._manager)
         self._manager.start()
 
     @property
@@ -127,37 +146,43 @@ class BatchingEngine:
         status = self._manager.background_thread_status
         return self._manager.is_running() and status.fatal_error is None
 
-    def submit(self, prompt: list[int], params: SamplingParams) -> TokenStream:
-        if not self.alive:
-            raise Unavailable("The model stopped working and is being restarted.")
-        if len(self._streams) >= self._max_in_flight:
-            raise Overloaded("Too many requests wait for the model.")
-        stream = TokenStream(request_id=uuid.uuid4().hex)
-        self._streams[stream.request_id] = stream
-        # Before the request, or its first tokens could arrive unheard.
-        self._manager.register_result_handler(stream.request_id, self._deliver)
+    def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
+        stream = TokenStream(len(params))
         try:
-            accepted = self._manager.add_request(
-                prompt,
-                request_id=stream.request_id,
-                max_new_tokens=params.max_tokens,
-                streaming=True,
-                eos_token_id=self._eos_token_ids,
-                params=params,
-            )
+            for index, each in enumerate(params):
+                self._add(prompt, each, stream, index)
         except BaseException:
-            self._forget(stream)
+            self.cancel(stream)
             raise
-        if accepted is None:
-            self._forget(stream)
-            raise Unavailable("The model stopped working and is being restarted.")
         return stream
 
-    def cancel(self, stream: TokenStream) -> None:
-        if stream.request_id in self._streams:
-            self._manager.cancel_request(stream.request_id)
-            self._forget(stream)
-            stream.close()
+    def _add(
+        self, prompt: list[int], params: SamplingParams, stream: TokenStream, index: int
+    ) -> None:
+        request_id = f"{stream.id}-{index}"
+        self._places[request_id] = Place(stream, index)
+        self._states[request_id] = SamplingState(
+            params, prompt, self._eos_token_ids, stream.logprobs[index]
+        )
+        # Before the request, or its first tokens could arrive unheard.
+        self._manager.register_result_handler(request_id, self._deliver)
+        accepted = self.alive and self._manager.add_request(
+            prompt,
+            request_id=request_id,
+            max_new_tokens=params.max_tokens,
+            streaming=True,
+            eos_token_id=-1 if params.ignore_eos else self._eos_token_ids,
+        )
+        if not accepted:
+            raise Unavailable("The model stopped working and is being restarted.")
+
+    def cancel(self, stream: TokenStream, index: int | None = None) -> None:
+        for each in range(len(stream.counts)) if index is None else [index]:
+            request_id = f"{stream.id}-{each}"
+            if request_id in self._places:
+                self._manager.cancel_request(request_id)
+                self._forget(request_id)
+            stream.finish(each)
 
     def stop(self) -> None:
         # A hard stop fails what is still running; its streams hear of it through `_deliver`.
@@ -165,21 +190,22 @@ class BatchingEngine:
         self._manager.destroy()
 
     def _deliver(self, output: GenerationOutput) -> None:
-        stream = self._streams.get(output.request_id)
-        if stream is None:
+        place = self._places.get(output.request_id)
+        if place is None:
             return
+        stream, index = place
         # The output repeats every token so far.
-        stream.put(output.generated_tokens[stream.count :])
+        stream.put(index, output.generated_tokens[stream.counts[index] :])
         if output.error is not None:
             logger.error("request %s failed: %s", output.request_id, output.error)
-            stream.close(Unavailable("The model failed while it answered."))
+            stream.fail(Unavailable("The model failed while it answered."))
+            self.cancel(stream)
         elif output.is_finished():
-            stream.close()
-        if stream.closed:
-            self._forget(stream)
+            self._forget(output.request_id)
+            stream.finish(index)
 
-    def _forget(self, stream: TokenStream) -> None:
-        self._streams.pop(stream.request_id, None)
+    def _forget(self, request_id: str) -> None:
+        del self._places[request_id], self._states[request_id]
         # A cancelled request never delivers again, so its handler would stay for ever.
         with self._manager.output_router._lock:
-            self._manager.output_router.result_handlers.pop(stream.request_id, None)
+            self._manager.output_router.result_handlers.pop(request_id, None)

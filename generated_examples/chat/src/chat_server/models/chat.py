@@ -1,47 +1,72 @@
-"""Chat: messages in, text out. Tokens and text live here; the batch is the engine's, HTTP is not."""
+"""Chat: a conversation in, text out. Tokens and text live here; the batch is the engine's, HTTP is
+not."""
 
 import asyncio
-import logging
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from ..settings import Settings
+from .admission import Admission
 from .base import Model
 from .device import Device
-from .errors import InvalidInput
-from .params import SamplingParams
+from .errors import DeadlineExceeded, InvalidInput
+from .output import Chunk, FinishReason, SequenceReader, Vocabulary
+from .params import ChatOptions, SamplingOptions, SamplingParams
+from .prompt import Conversation, PromptEncoder
 from .source import local_folder
-from .text import Detokenizer, StopMatcher
 from .tokens import Engine, TokenStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-logger = logging.getLogger(__name__)
-
-FinishReason = Literal["stop", "length"]
+    from .grammar import Grammar, GrammarCompiler
 
 
-@dataclass(frozen=True)
-class SamplingDefaults:
-    """What the model's authors recommend in generation_config.json."""
+class Answer:
+    """The sequences that answer one request, while they are generated."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    def __init__(
+        self,
+        prompt_tokens: int,
+        stream: TokenStream,
+        readers: Sequence[SequenceReader],
+        engine: Engine,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
+        self._stream = stream
+        self._readers = readers
+        self._engine = engine
+        self._eos_token_ids = frozenset(eos_token_ids)
 
+    @property
+    def sequences(self) -> int:
+        return len(self._readers)
 
-@dataclass(frozen=True)
-class TextChunk:
-    """A piece of the answer. Only the last one has a finish reason."""
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        """The pieces of all sequences as they come.
 
-    text: str
-    completion_tokens: int
-    """Tokens generated so far"""
-    finish_reason: FinishReason | None = None
+        Raises Unavailable when the engine fails, DeadlineExceeded when the time is over."""
+        stopped: set[int] = set()
+        async for index, tokens, finished in self._stream:
+            if index in stopped:
+                continue
+            reader = self._readers[index]
+            logprobs = self._stream.logprobs[index][reader.count : reader.count + len(tokens)]
+            chunk, stop = reader.push(tokens, logprobs)
+            if chunk.text or chunk.tool_calls or chunk.logprobs:
+                yield chunk
+            if stop:
+                stopped.add(index)
+                self._engine.cancel(self._stream, index)
+                yield reader.finish("stop")
+            elif finished:
+                ended = bool(tokens) and tokens[-1] in self._eos_token_ids
+                reason: FinishReason = "stop" if ended else "length"
+                yield reader.finish("tool_calls" if ended and reader.calls_tools else reason)
 
 
 class ChatModel(Model):
@@ -53,16 +78,26 @@ class ChatModel(Model):
         self,
         tokenizer: "PreTrainedTokenizerFast",
         engine: Engine,
+        grammars: "GrammarCompiler",
         *,
         eos_token_ids: Sequence[int],
-        defaults: SamplingDefaults,
         default_max_tokens: int,
+        default_sampling: SamplingOptions,
+        admission: Admission,
+        timeout_seconds: float,
     ) -> None:
-        self._tokenizer = tokenizer
         self._engine = engine
-        self._eos_token_ids = frozenset(eos_token_ids)
-        self._defaults = defaults
+        self._grammars = grammars
+        self._eos_token_ids = list(eos_token_ids)
         self._default_max_tokens = default_max_tokens
+        self._default_sampling = default_sampling
+        self._admission = admission
+        self._timeout_seconds = timeout_seconds
+        self._prompts = PromptEncoder(tokenizer, engine.max_length)
+        layout = self._prompts.layout
+        marks = f"{layout.prefix}{layout.suffix}" if layout else ""
+        self._vocabulary = Vocabulary(tokenizer, visible=marks)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
 
     @classmethod
     def load(cls, source: str, device: Device, settings: Settings) -> Self:
@@ -70,12 +105,19 @@ class ChatModel(Model):
         from .loading import load_chat_model  # imports torch and transformers
 
         parts = load_chat_model(local_folder(source), device, settings)
+        engine = parts.engine
         return cls(
             parts.tokenizer,
-            parts.engine,
+            engine,
+            parts.grammars,
             eos_token_ids=parts.eos_token_ids,
-            defaults=SamplingDefaults(**parts.sampling_defaults),
             default_max_tokens=settings.default_max_tokens,
+            default_sampling=parts.default_sampling,
+            admission=Admission(
+                engine.max_sequences + settings.max_queue,
+                settings.kv_cache_tokens + settings.max_queue_tokens,
+            ),
+            timeout_seconds=settings.request_timeout_seconds,
         )
 
     @property
@@ -84,47 +126,76 @@ class ChatModel(Model):
 
     def unload(self) -> None:
         self._engine.stop()
+        self._executor.shutdown(cancel_futures=True)
 
-    async def encode(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The prompt's tokens, by the model's own chat template.
+    async def answer(
+        self, conversation: Conversation, options: ChatOptions, resources: AsyncExitStack
+    ) -> Answer:
+        """Queues a request. Closing `resources` frees all that it holds.
 
-        Raises InvalidInput when the template refuses the messages.
+        Raises InvalidInput, Overloaded or Unavailable, and all of it before a token is generated.
         """
-        return await asyncio.to_thread(self._encode, messages)
-
-    def _encode(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        from jinja2 import TemplateError
-
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        # Before any work: what is refused has cost nothing.
+        answer_tokens = options.max_tokens or self._default_max_tokens
+        estimate = (conversation.estimated_tokens + answer_tokens) * options.n
+        place = resources.enter_context(self._admission.enter(estimate, options.n))
+        prompt, params = await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._prepare, conversation, options
+        )
+        place.tokens = (len(prompt) + params[0].max_tokens) * options.n
+        stream = resources.enter_context(self._generate(prompt, params))
+        readers = [
+            SequenceReader(
+                index,
+                self._vocabulary,
+                stop=options.stop,
+                min_tokens=params[index].min_tokens,
+                layout=self._prompts.layout if options.tools else None,
             )
-            str(text).encode()  # a template may read fields that nobody has checked
-        # Templates compute with what the client sent, so all of these mean the client's messages.
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise InvalidInput(
-                f"The model's chat template refuses these messages: {error}", "messages"
-            ) from error
-        # The template writes the special tokens itself.
-        return list(self._tokenizer.encode(str(text), add_special_tokens=False))
+            for index in range(options.n)
+        ]
+        return Answer(len(prompt), stream, readers, self._engine, self._eos_token_ids)
 
-    def sampling(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> SamplingParams:
-        """The parameters of one request; what it leaves open, the model's authors decide.
+    @contextmanager
+    def _generate(
+        self, prompt: list[int], params: Sequence[SamplingParams]
+    ) -> Iterator[TokenStream]:
+        """Leaving the block frees the request's places in the batch."""
+        stream = self._engine.submit(prompt, params)
+        late = DeadlineExceeded(f"The answer took longer than {self._timeout_seconds:g} seconds.")
+        loop = asyncio.get_running_loop()
+        deadline = loop.call_later(self._timeout_seconds, stream.fail, late)
+        try:
+            yield stream
+        finally:
+            deadline.cancel()
+            self._engine.cancel(stream)
 
-        Raises InvalidInput when prompt and answer do not fit the model or its KV cache.
-        """
-        limit = self._engine.max_length
+    def _prepare(
+        self, conversation: Conversation, options: ChatOptions
+    ) -> tuple[list[int], list[SamplingParams]]:
+        """The prompt's tokens and the parameters of each sequence. Blocks. Raises InvalidInput."""
+        prompt = self._prompts.encode(conversation)
+        max_tokens = self._max_tokens(prompt, options)
+        sampling = self._default_sampling | options.sampling
+        if sampling.get("min_tokens", 0) > max_tokens:
+            message = f"min_tokens: the answer has at most {max_tokens}"
+            raise InvalidInput(message, "min_tokens")
+        vocabulary = self._engine.vocabulary
+        if any(token >= vocabulary for token in sampling.get("logit_bias", ())):
+            raise InvalidInput(f"logit_bias: tokens go from 0 to {vocabulary - 1}", "logit_bias")
+        grammar = self._grammar(options)
+        seed = random.getrandbits(63) if options.seed is None else options.seed
+        # Answer 0 is the one that a request for a single answer with this seed would get.
+        seeds = [seed, *(random.Random(f"{seed}/{i}").getrandbits(63) for i in range(1, options.n))]
+        return prompt, [
+            SamplingParams(max_tokens=max_tokens, seed=each, grammar=grammar, **sampling)
+            for each in seeds
+        ]
+
+    def _max_tokens(self, prompt: Sequence[int], options: ChatOptions) -> int:
+        """Raises InvalidInput when prompt and answer do not fit the model or its KV cache."""
+        limit, asked = self._engine.max_length, options.max_tokens
         room = limit - len(prompt)
         if room < 1:
             raise InvalidInput(
@@ -133,55 +204,36 @@ class ChatModel(Model):
                 "messages",
                 "context_length_exceeded",
             )
-        if max_tokens is not None and max_tokens > room:
+        if asked is not None and asked > room:
             raise InvalidInput(
-                f"The messages have {len(prompt)} tokens and {max_tokens} more are asked for, "
+                f"The messages have {len(prompt)} tokens and {asked} more are asked for, "
                 f"but the model holds {limit} tokens.",
-                "max_tokens",
+                options.max_tokens_name,
                 "context_length_exceeded",
             )
-        return SamplingParams(
-            max_tokens=max_tokens or min(room, self._default_max_tokens),
-            temperature=self._defaults.temperature if temperature is None else temperature,
-            top_p=self._defaults.top_p if top_p is None else top_p,
-            top_k=self._defaults.top_k if top_k is None else top_k,
-            min_p=0.0 if min_p is None else min_p,
-            seed=random.getrandbits(63) if seed is None else seed,
-            stop=tuple(stop),
-        )
+        return asked or min(room, self._default_max_tokens)
 
-    @contextmanager
-    def generate(
-        self, prompt: list[int], params: SamplingParams
-    ) -> Iterator[AsyncIterator[TextChunk]]:
-        """The answer as it is generated. Leaving the block frees the request's place in the batch.
-
-        Raises Overloaded or Unavailable at once; the iterator raises Unavailable if the engine
-        fails later.
-        """
-        tokens = self._engine.submit(prompt, params)
+    def _grammar(self, options: ChatOptions) -> "Grammar | None":
+        """What holds the answer to a form. Raises InvalidInput."""
+        if options.tools:
+            if self._prompts.layout is None:
+                raise InvalidInput(
+                    "tools: the model's chat template writes no calls that can be read", "tools"
+                )
+            try:
+                return self._grammars.tool_calls(
+                    self._prompts.layout,
+                    options.tools,
+                    free_text=not options.must_call,
+                    parallel=options.parallel_tool_calls,
+                )
+            except ValueError as error:
+                raise InvalidInput(f"tools: {error}", "tools") from error
+        if options.schema is None:
+            return None
         try:
-            yield self._read(tokens, params.stop)
-        finally:
-            self._engine.cancel(tokens)
-
-    async def _read(self, tokens: TokenStream, stop: Sequence[str]) -> AsyncIterator[TextChunk]:
-        detokenizer = Detokenizer(self._tokenizer.backend_tokenizer)
-        matcher = StopMatcher(stop)
-        last_token: int | None = None
-        async for new in tokens:
-            last_token = new[-1]
-            text, stopped = matcher.push(detokenizer.push(new))
-            if stopped:
-                yield TextChunk(text, tokens.count, "stop")
-                return
-            if text:
-                yield TextChunk(text, tokens.count)
-        reason: FinishReason = "stop" if last_token in self._eos_token_ids else "length"
-        yield TextChunk(matcher.flush(), tokens.count, reason)
-
-    async def complete(self, prompt: list[int], params: SamplingParams) -> TextChunk:
-        """The whole answer at once."""
-        with self.generate(prompt, params) as chunks:
-            pieces = [chunk async for chunk in chunks]
-        return replace(pieces[-1], text="".join(piece.text for piece in pieces))
+            if not options.schema:
+                return self._grammars.json_object()
+            return self._grammars.json_schema(options.schema)
+        except ValueError as error:
+            raise InvalidInput(f"response_format: {error}", "response_format") from error

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -14,6 +19,8 @@ from ..settings import Settings
 from .batching import BatchingEngine
 from .device import Device
 from .generate import GenerateEngine
+from .grammar import GrammarCompiler
+from .params import SamplingOptions
 from .tokens import Engine
 
 logger = logging.getLogger(__name__)
@@ -23,8 +30,10 @@ logger = logging.getLogger(__name__)
 class ChatParts:
     tokenizer: PreTrainedTokenizerFast
     engine: Engine
+    grammars: GrammarCompiler
     eos_token_ids: list[int]
-    sampling_defaults: dict[str, Any]
+    default_sampling: SamplingOptions
+    """What the model's authors recommend in generation_config.json"""
 
 
 def load_chat_model(folder: Path, device: Device, settings: Settings) -> ChatParts:
@@ -39,14 +48,21 @@ def load_chat_model(folder: Path, device: Device, settings: Settings) -> ChatPar
     model = model.to(device.torch_device).eval()
 
     eos_token_ids = as_list(model.generation_config.eos_token_id) or as_list(tokenizer.eos_token_id)
-    config = model.generation_config
-    defaults = {name: getattr(config, name, None) for name in ("temperature", "top_p", "top_k")}
+    vocabulary = model.config.get_text_config().vocab_size
     return ChatParts(
         tokenizer=tokenizer,
-        engine=make_engine(model, eos_token_ids, settings),
+        grammars=GrammarCompiler(tokenizer, vocabulary, eos_token_ids),
+        engine=make_engine(model, eos_token_ids, settings),  # last, for it starts a thread
         eos_token_ids=eos_token_ids,
-        sampling_defaults={name: value for name, value in defaults.items() if value is not None},
+        default_sampling=recommended_sampling(model.generation_config),
     )
+
+
+def recommended_sampling(config: GenerationConfig) -> SamplingOptions:
+    values = {name: getattr(config, name, None) for name in ("temperature", "top_p", "top_k")}
+    given: Any = {name: value for name, value in values.items() if value is not None}
+    options: SamplingOptions = given
+    return options
 
 
 def make_engine(model: PreTrainedModel, eos_token_ids: Sequence[int], settings: Settings) -> Engine:
@@ -58,17 +74,16 @@ def make_engine(model: PreTrainedModel, eos_token_ids: Sequence[int], settings: 
             kv_cache_tokens=settings.kv_cache_tokens,
             max_batch_tokens=settings.max_batch_tokens,
             max_batch_requests=settings.max_batch_requests,
-            max_queue=settings.max_queue,
         )
     except (ValueError, AttributeError, KeyError, NotImplementedError) as error:
         name = type(model).__name__
         logger.warning("%s cannot be batched (%s): one request at a time", name, error)
-    context = getattr(model.config, "max_position_embeddings", settings.kv_cache_tokens)
+    text_config = model.config.get_text_config()
+    context = getattr(text_config, "max_position_embeddings", settings.kv_cache_tokens)
     return GenerateEngine(
         model,
         eos_token_ids=eos_token_ids,
         max_length=min(context, settings.kv_cache_tokens),
-        max_queue=settings.max_queue,
     )
 
 

@@ -1,11 +1,18 @@
-"""How one request wants its tokens chosen."""
+"""How an answer is to be generated: what the client asks for, and what the engine is told."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+from .tools import Tool
+
+if TYPE_CHECKING:
+    from .grammar import Grammar
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """The sampling of one request; the names are OpenAI's and vLLM's."""
+    """The sampling of one sequence; the names are OpenAI's and vLLM's."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -16,4 +23,66 @@ class SamplingParams:
     min_p: float = 0.0
     seed: int = 0
     """Decides every choice: same seed, same text, whatever else is in the batch."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens in prompt and answer, or multiplies the negative ones."""
+    frequency_penalty: float = 0.0
+    """Subtracted for each time that the answer has the token already."""
+    presence_penalty: float = 0.0
+    """Subtracted once the answer has the token."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Token id → what is added to its logit"""
+    min_tokens: int = 0
+    """The answer does not end before it has so many."""
+    ignore_eos: bool = False
+    """The answer goes on to `max_tokens`, whatever the model says."""
+    top_logprobs: int | None = None
+    """How many alternatives to report for each token; None reports no logprobs at all."""
+    grammar: "Grammar | None" = None
+    """What the answer has to look like"""
+
+
+class TokenLogprob(NamedTuple):
+    """A generated token under the model's own distribution, before any of the above."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+    """The likeliest tokens with their logprobs, likeliest first"""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The parameters that a request may set; the model's authors set some of the others."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
+    min_tokens: int
+    ignore_eos: bool
+    top_logprobs: int
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What a client asks for."""
+
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    max_tokens: int | None = None
+    max_tokens_name: str = "max_tokens"
+    """What the client calls it"""
+    seed: int | None = None
     stop: tuple[str, ...] = ()
+    """Texts at which an answer ends; they are not part of it."""
+    n: int = 1
+    """Answers to the same prompt"""
+    schema: Mapping[str, Any] | None = None
+    """JSON schema of the answer; an empty one stands for any JSON object."""
+    tools: Sequence[Tool] = ()
+    """What the answer may call"""
+    must_call: bool = False
+    """Whether it may be text instead"""
+    parallel_tool_calls: bool = True

@@ -2,9 +2,13 @@
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 from openai.types import CompletionUsage
+from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenLogprob, TopLogprob
+
+from ..models.output import LogprobEntry
 
 
 class Head(NamedTuple):
@@ -26,3 +30,17 @@ def usage_of(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
     )
+
+
+def logprob_entries(entries: Sequence[LogprobEntry]) -> list[ChatCompletionTokenLogprob]:
+    return [
+        ChatCompletionTokenLogprob(
+            token=chosen.text,
+            bytes=chosen.bytes,
+            logprob=chosen.logprob,
+            top_logprobs=[
+                TopLogprob(token=each.text, bytes=each.bytes, logprob=each.logprob) for each in top
+            ],
+        )
+        for chosen, top in entries
+    ]

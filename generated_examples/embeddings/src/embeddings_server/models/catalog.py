@@ -18,8 +18,10 @@ def configured_models(settings: Settings) -> list[ModelSpec]:
         ),
         *custom.models(settings),
     ]
-    ids = [spec.id for spec in specs]
-    for id_ in ids:
-        if ids.count(id_) > 1:
-            raise ValueError(f"Two models are called {id_!r}. Rename one of the folders.")
+    owners: dict[str, ModelSpec] = {}
+    for spec in specs:
+        for name in {spec.id, *spec.aliases}:
+            if name in owners:
+                raise ValueError(f"Two models are called {name!r}. Give one of them another name.")
+            owners[name] = spec
     return specs

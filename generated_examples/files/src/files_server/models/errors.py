@@ -27,8 +27,19 @@ class Overloaded(ModelError):
 
 
 class LoadFailed(ModelError):
-    """The model could not be loaded. The cause is chained and logged, not shown."""
+    """The model could not be loaded. The cause is chained and logged, not shown.
+
+    The next attempt is due in `retry_after` seconds.
+    """
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Unavailable(ModelError):
     """The model is loaded but cannot work now: its thread died, or it is being unloaded."""
+
+
+class DeadlineExceeded(ModelError):
+    """The answer took longer than a request may take."""

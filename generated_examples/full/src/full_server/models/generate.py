@@ -4,7 +4,6 @@ import asyncio
 import logging
 import queue
 import threading
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,9 +13,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_utils import PreTrainedModel
 
-from .errors import Overloaded, Unavailable
+from .errors import Unavailable
 from .params import SamplingParams
-from .sampling import Row, mark_choices
+from .sampling import SamplingState, mark_choices
 from .tokens import TokenStream
 
 logger = logging.getLogger(__name__)
@@ -24,11 +23,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """A request on its way through the thread."""
+    """A sequence on its way through the thread."""
 
     prompt: list[int]
-    params: SamplingParams
+    state: SamplingState
     stream: TokenStream
+    index: int
     loop: asyncio.AbstractEventLoop
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -36,13 +36,12 @@ class Job:
 class Sampler(LogitsProcessor):
     """The same sampling as inside a batch, with a batch of one."""
 
-    def __init__(self, params: SamplingParams, prompt_length: int) -> None:
-        self.params = params
-        self.prompt_length = prompt_length
+    def __init__(self, job: Job) -> None:
+        self.job = job
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        position = input_ids.size(-1) - self.prompt_length
-        return mark_choices(scores.float(), [Row(self.params, position)])
+        self.job.state.catch_up(input_ids[0, len(self.job.prompt) :].tolist())
+        return mark_choices(scores.float(), [self.job.state])
 
 
 class CancelCriteria(StoppingCriteria):
@@ -63,7 +62,7 @@ class LoopStreamer(BaseStreamer):
     def put(self, value: Tensor) -> None:
         if self.prompt_seen:
             tokens = value.flatten().tolist()
-            self.job.loop.call_soon_threadsafe(self.job.stream.put, tokens)
+            self.job.loop.call_soon_threadsafe(self.job.stream.put, self.job.index, tokens)
         self.prompt_seen = True
 
     def end(self) -> None:
@@ -73,20 +72,17 @@ class LoopStreamer(BaseStreamer):
 class GenerateEngine:
     """One model, one thread that owns it, a queue in front."""
 
+    max_sequences = 1
+
     def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        eos_token_ids: Sequence[int],
-        max_length: int,
-        max_queue: int,
+        self, model: PreTrainedModel, *, eos_token_ids: Sequence[int], max_length: int
     ) -> None:
         self.max_length = max_length
+        self.vocabulary: int = model.config.get_text_config().vocab_size
         self._model = model
         self._eos_token_ids = list(eos_token_ids)
-        self._max_in_flight = 1 + max_queue
         self._stopping = False
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[tuple[str, int], Job] = {}
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="generate", daemon=True)
         self._thread.start()
@@ -95,21 +91,22 @@ class GenerateEngine:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def submit(self, prompt: list[int], params: SamplingParams) -> TokenStream:
+    def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
         if not self.alive:
             raise Unavailable("The model stopped working and is being restarted.")
-        if len(self._jobs) >= self._max_in_flight:
-            raise Overloaded("Too many requests wait for the model.")
-        stream = TokenStream(request_id=uuid.uuid4().hex)
-        job = Job(prompt, params, stream, asyncio.get_running_loop())
-        self._jobs[stream.request_id] = job
-        self._queue.put(job)
+        stream = TokenStream(len(params))
+        for index, each in enumerate(params):
+            state = SamplingState(each, prompt, self._eos_token_ids, stream.logprobs[index])
+            job = Job(prompt, state, stream, index, asyncio.get_running_loop())
+            self._jobs[stream.id, index] = job
+            self._queue.put(job)
         return stream
 
-    def cancel(self, stream: TokenStream) -> None:
-        if job := self._jobs.pop(stream.request_id, None):
-            job.cancelled.set()
-            stream.close()
+    def cancel(self, stream: TokenStream, index: int | None = None) -> None:
+        for each in range(len(stream.counts)) if index is None else [index]:
+            if job := self._jobs.pop((stream.id, each), None):
+                job.cancelled.set()
+            stream.finish(each)
 
     def stop(self) -> None:
         self._stopping = True
@@ -119,31 +116,45 @@ class GenerateEngine:
         self._thread.join()
 
     def _finish(self, job: Job, error: Exception | None) -> None:
-        self._jobs.pop(job.stream.request_id, None)
-        job.stream.close(error)
+        self._jobs.pop((job.stream.id, job.index), None)
+        if error:
+            job.stream.fail(error)
+            self.cancel(job.stream)
+        else:
+            job.stream.finish(job.index)
 
     def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
-            error: Exception | None = None
-            try:
-                if not job.cancelled.is_set():
-                    self._generate(job)
-            except Exception:
-                logger.exception("request %s failed", job.stream.request_id)
-                error = Unavailable("The model failed while it answered.")
-            if self._stopping:
-                error = Unavailable("The model is being unloaded.")
-            job.loop.call_soon_threadsafe(self._finish, job, error)
+        try:
+            while (job := self._queue.get()) is not None:
+                self._answer(job)
+        finally:
+            # However the thread ends, nobody waits for it in vain.
+            error = Unavailable("The model is being unloaded.")
+            for job in list(self._jobs.values()):
+                job.loop.call_soon_threadsafe(self._finish, job, error)
+
+    def _answer(self, job: Job) -> None:
+        error: Exception | None = None
+        try:
+            if not job.cancelled.is_set():
+                self._generate(job)
+        except Exception:
+            logger.exception("request %s failed", job.stream.id)
+            error = Unavailable("The model failed while it answered.")
+        if self._stopping:
+            error = Unavailable("The model is being unloaded.")
+        job.loop.call_soon_threadsafe(self._finish, job, error)
 
     def _generate(self, job: Job) -> None:
+        no_eos = [-1]  # None would mean the model's own
         input_ids = torch.tensor([job.prompt], device=self._model.device)
         self._model.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
             do_sample=False,
-            max_new_tokens=job.params.max_tokens,
-            eos_token_id=self._eos_token_ids or None,
-            logits_processor=LogitsProcessorList([Sampler(job.params, len(job.prompt))]),
+            max_new_tokens=job.state.params.max_tokens,
+            eos_token_id=no_eos if job.state.params.ignore_eos else self._eos_token_ids or no_eos,
+            logits_processor=LogitsProcessorList([Sampler(job)]),
             stopping_criteria=[CancelCriteria(job.cancelled)],
             streamer=LoopStreamer(job),
         )

@@ -1,13 +1,18 @@
 """Which models there are, which are loaded, and who uses them."""
 
 import asyncio
+import gc
 import logging
+import math
 import time
+import traceback
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
+from ..threads import collector_paused, run_in_thread
 from .base import Model, ModelSpec
 from .device import Device
 from .errors import LoadFailed, Unavailable, UnknownModel
@@ -15,6 +20,14 @@ from .errors import LoadFailed, Unavailable, UnknownModel
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Model)
+
+
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 60.0
+"""Seconds between two attempts to load what fails to load: 1, 2, 4 … 60"""
+
+UNLOAD_SECONDS = 5.0
+"""How long `close` waits for models to be unloaded. The process's end frees what they hold."""
 
 
 @dataclass
@@ -26,15 +39,30 @@ class Entry:
     users: int = 0
     last_used: float = 0.0
     loading: asyncio.Task[Model] | None = None
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while the model is loaded or unloaded, so that the two never overlap."""
+    unloading: asyncio.Task[None] | None = None
+    failures: int = 0
+    """Attempts to load it that failed, since the last one that did not"""
+    retry_at: float = 0.0
+    """When the next attempt is due, on the monotonic clock"""
+
+    @property
+    def dead(self) -> bool:
+        return self.model is not None and not self.model.alive
+
+    def failed(self) -> None:
+        """Puts the next attempt off, twice as long each time."""
+        # The exponent is bounded too: a float has no room for 2 ** 1024.
+        pause = min(FIRST_PAUSE * 2 ** min(self.failures, 10), LONGEST_PAUSE)
+        self.failures += 1
+        self.retry_at = time.monotonic() + pause
 
 
 class ModelRegistry:
     """Loads a model on its first use, counts its users, unloads it when nobody needs it.
 
     Everything here runs on the event loop; only `ModelSpec.load` and `Model.unload` run in a
-    thread. What is not awaited is therefore atomic.
+    thread. What is not awaited is therefore atomic. A model is loaded or unloaded by one task at
+    a time, which `Entry` holds, so that neither a client that leaves nor the shutdown cuts it off.
     """
 
     def __init__(self, specs: Iterable[ModelSpec], device: Device) -> None:
@@ -56,9 +84,7 @@ class ModelRegistry:
     @property
     def dead(self) -> list[str]:
         """Ids of the loaded models that can no longer answer."""
-        return [
-            id_ for id_, entry in self._entries.items() if entry.model and not entry.model.alive
-        ]
+        return [id_ for id_, entry in self._entries.items() if entry.dead]
 
     def spec(self, name: str) -> ModelSpec:
         """The model with this id or alias. Raises UnknownModel."""
@@ -73,11 +99,11 @@ class ModelRegistry:
         entry = self._find(name)
         if not issubclass(entry.spec.model_class, model_class):
             raise UnknownModel(f"The model {name!r} does not serve this endpoint.")
-        if self._closed:
-            raise Unavailable("The service is shutting down.")
         entry.users += 1  # before any await: from here on, it is not idle
         try:
-            model = entry.model if entry.model is not None else await self._load(entry)
+            model = await self._load(entry) if entry.model is None or entry.dead else entry.model
+            if self._closed:
+                raise shutting_down()
             assert isinstance(model, model_class)
             yield model
         finally:
@@ -88,35 +114,40 @@ class ModelRegistry:
         """From now on the service is not ready before every model has been loaded once."""
         self.wanted = set(self._entries)
 
-    async def load_wanted(self) -> None:
-        """Loads what is wanted, one after the other. What fails stays wanted, and is logged."""
-        for id_ in sorted(self.wanted):
-            with suppress(LoadFailed):
-                await self._load(self._entries[id_])
-
     async def revive(self) -> None:
-        """Loads the models anew whose thread died. What fails is wanted from then on."""
+        """Loads what is wanted or has died, one after the other, if the next attempt is due.
+
+        What fails stays wanted, and is logged.
+        """
         for entry in self._entries.values():
-            if entry.model and not entry.model.alive:
+            if entry.dead or entry.spec.id in self.wanted:
                 with suppress(LoadFailed):
                     await self._load(entry)
 
     async def unload_idle(self, after_seconds: float) -> None:
         """Unloads what nobody uses and nobody has used for `after_seconds`."""
         for entry in self._entries.values():
-            async with entry.lock:  # a load that is under way is no idle time
-                idle = time.monotonic() - entry.last_used
-                if entry.users == 0 and idle >= after_seconds:
-                    await self._unload(entry)
+            idle = time.monotonic() - entry.last_used
+            if entry.model is not None and entry.users == 0 and idle >= after_seconds:
+                await asyncio.shield(self._unload(entry, entry.model))
 
     async def close(self) -> None:
-        """Unloads every model, used or not. Nothing can be loaded afterwards."""
+        """Unloads every model, used or not. Nothing can be loaded afterwards.
+
+        A load that is under way is given up. Its thread goes on, and unloads what it has loaded.
+        """
         self._closed = True
         for entry in self._entries.values():
             if entry.loading is not None:
-                await asyncio.wait([entry.loading])
-            async with entry.lock:
-                await self._unload(entry)
+                entry.loading.cancel()
+            if entry.model is not None:
+                self._unload(entry, entry.model)
+        entries = self._entries.values()
+        tasks = [task for entry in entries for task in (entry.loading, entry.unloading) if task]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=UNLOAD_SECONDS)
+            if late:
+                logger.warning("leaving while %d models are still being unloaded", len(late))
 
     def _find(self, name: str) -> Entry:
         for entry in self._entries.values():
@@ -125,41 +156,83 @@ class ModelRegistry:
         raise UnknownModel(f"The model {name!r} does not exist. GET /v1/models lists what does.")
 
     async def _load(self, entry: Entry) -> Model:
+        """The model, once it is loaded. Raises LoadFailed, or Unavailable while shutting down."""
+        if self._closed:
+            raise shutting_down()
         # One task for all who wait: a client that goes away must not stop the load of the others.
         if entry.loading is None:
-            entry.loading = asyncio.create_task(self._load_in_thread(entry))
-        return await asyncio.shield(entry.loading)
-
-    async def _load_in_thread(self, entry: Entry) -> Model:
+            if entry.retry_at > time.monotonic():
+                raise load_failed(entry)
+            entry.loading = asyncio.create_task(self._attempt(entry))
+        loading = entry.loading
         try:
-            async with entry.lock:
-                started = time.monotonic()
-                if entry.model is not None:
-                    if entry.model.alive:  # loaded while this waited for the lock
-                        return entry.model
-                    dead, entry.model = entry.model, None
-                    self.wanted.add(entry.spec.id)  # not ready before it is back
-                    await asyncio.to_thread(dead.unload)
-                logger.info("loading %s", entry.spec.id)
-                entry.model = await asyncio.to_thread(entry.spec.load, self.device)
-                entry.last_used = time.monotonic()
-                self.wanted.discard(entry.spec.id)
-                seconds = entry.last_used - started
-                logger.info("loaded %s in %.1f s", entry.spec.id, seconds)
-                return entry.model
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            if loading.cancelled():  # by `close`
+                raise shutting_down() from None
+            raise
+
+    async def _attempt(self, entry: Entry) -> Model:
+        spec = entry.spec
+        try:
+            if entry.model is not None:
+                self.wanted.add(spec.id)  # not ready before it is back
+                self._unload(entry, entry.model)
+            if entry.unloading is not None:
+                await asyncio.shield(entry.unloading)
+            logger.info("loading %s", spec.id)
+            started = time.monotonic()
+            model = await run_in_thread(partial(self._load_blocking, spec))
         except Exception as error:
-            logger.exception("loading %s failed", entry.spec.id)
-            raise LoadFailed(f"The model {entry.spec.id!r} could not be loaded.") from error
+            logger.exception("loading %s failed", spec.id)
+            drop_locals(error)
+            entry.failed()
+            raise load_failed(entry) from error
         finally:
             entry.loading = None
+        entry.model = model
+        entry.last_used = time.monotonic()
+        entry.failures = 0
+        self.wanted.discard(spec.id)
+        logger.info("loaded %s in %.1f s", spec.id, entry.last_used - started)
+        return model
 
-    async def _unload(self, entry: Entry) -> None:
-        """Needs the lock."""
-        if entry.model is None:
-            return
-        model, entry.model = entry.model, None  # who comes now waits for the lock and loads anew
-        try:
-            await asyncio.to_thread(model.unload)
-            logger.info("unloaded %s", entry.spec.id)
-        except Exception:
-            logger.exception("unloading %s failed", entry.spec.id)
+    def _load_blocking(self, spec: ModelSpec) -> Model:
+        with collector_paused():
+            model = spec.load(self.device)
+        if self._closed:
+            model.unload()
+        return model
+
+    def _unload(self, entry: Entry, model: Model) -> asyncio.Task[None]:
+        """Takes the model away at once: who comes now waits, and then loads it anew."""
+
+        async def unload() -> None:
+            try:
+                await run_in_thread(model.unload)
+                logger.info("unloaded %s", entry.spec.id)
+            except Exception:
+                logger.exception("unloading %s failed", entry.spec.id)
+            finally:
+                gc.unfreeze()
+                entry.unloading = None
+
+        entry.model = None
+        entry.unloading = asyncio.create_task(unload())
+        return entry.unloading
+
+
+def load_failed(entry: Entry) -> LoadFailed:
+    seconds = math.ceil(max(1.0, entry.retry_at - time.monotonic()))
+    return LoadFailed(f"The model {entry.spec.id!r} could not be loaded.", retry_after=seconds)
+
+
+def shutting_down() -> Unavailable:
+    return Unavailable("The service is shutting down.")
+
+
+def drop_locals(error: BaseException | None) -> None:
+    """Frees what the functions that failed had in their hands, such as half of a model."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -1,6 +1,6 @@
 """From tokens back to text, piece by piece, and where the text has to stop."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,14 +10,26 @@ if TYPE_CHECKING:
 class Detokenizer:
     """Decodes a stream of tokens. A character of several tokens appears when it is complete."""
 
-    def __init__(self, tokenizer: "Tokenizer") -> None:
+    def __init__(self, tokenizer: "Tokenizer", hidden: Collection[int]) -> None:
+        """`hidden` tokens, such as the one that ends a turn, have no text."""
         from tokenizers.decoders import DecodeStream
 
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._hidden = hidden
+        self._stream = DecodeStream(skip_special_tokens=False)
 
-    def push(self, tokens: Sequence[int]) -> str:
-        return "".join(self._stream.step(self._tokenizer, token) or "" for token in tokens)
+    def push(self, token: int) -> str:
+        if token in self._hidden:
+            return ""
+        return self._stream.step(self._tokenizer, token) or ""
+
+
+def overlap(text: str, mark: str) -> int:
+    """Length of the longest end of `text` that may be the beginning of `mark`, but is not all of it."""
+    for length in range(min(len(mark) - 1, len(text)), 0, -1):
+        if text.endswith(mark[:length]):
+            return length
+    return 0
 
 
 class StopMatcher:
@@ -37,7 +49,7 @@ class StopMatcher:
         if found:
             self._held = ""
             return text[: min(found)], True
-        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], False
 
@@ -45,11 +57,3 @@ class StopMatcher:
         """What was held back, once no more text comes."""
         held, self._held = self._held, ""
         return held
-
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        """Length of the longest end of `text` that `stop` begins with."""
-        for length in range(min(len(stop) - 1, len(text)), 0, -1):
-            if text.endswith(stop[:length]):
-                return length
-        return 0

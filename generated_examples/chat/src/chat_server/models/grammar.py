@@ -1,0 +1,294 @@
+"""Structured output: which tokens a request may choose next.
+
+A grammar is compiled once and shared; a matcher is one request's place in it. llguidance computes
+the masks: it refuses a schema keyword that it cannot enforce, where others let it pass.
+"""
+
+import json
+import logging
+import math
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from torch import Tensor
+
+from .tools import Tool, ToolLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+WHITESPACE = {
+    # One optional space where models are used to one and no other whitespace: a weak model that
+    # likes blanks would write them until its tokens run out.
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+    "whitespace_flexible": False,
+}
+
+# Whoever writes a schema can make it as hard as these allow, so they bound what one request costs:
+# seconds of a compiling thread, milliseconds of the inference thread at each of its steps.
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=500_000,
+    step_lexer_fuel=50_000,
+    max_lexer_states=50_000,
+    verbose_errors=False,
+)
+MAX_LENGTH = 131_072
+"""Characters of a grammar, which are mostly those of its schemas"""
+MAX_DEPTH = 100
+"""How deep brackets may be nested in a schema"""
+MAX_DEPTH_OF_REFERENCES = 1000
+"""Sum of the depths at which a schema refers to its definitions. Following them recurses in native
+code, which ends the process where the stack ends."""
+MAX_MULTIPLE = 10_000
+"""Least common multiple of all `multipleOf`, decimal points aside: there are as many states."""
+CACHE_SIZE = 64
+"""Compiled grammars that are kept"""
+
+
+class Matcher:
+    """One request's place in its grammar. It belongs to the inference thread."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+        self.failed = False
+        """The grammar had to be given up, so that the answer ends too early"""
+
+    @property
+    def finished(self) -> bool:
+        """Nothing but the end of the answer can follow."""
+        return self._matcher.is_stopped()
+
+    def accept(self, token: int) -> None:
+        """Takes note of the next token of the answer. One outside the grammar ends it."""
+        if not self.finished:
+            self._matcher.consume_token(token)
+            self._report_failure()
+
+    def mask(self, scores: Tensor) -> None:
+        """Sets the scores of the tokens that cannot come next to -inf, in place.
+
+        scores: [V] on any device. Some token is always left: the end of the answer, if no other.
+        """
+        # One bit a token, in words of 32. All EOS tokens and nothing else once it is finished.
+        words = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.int32)
+        self._report_failure()
+        bits = words.to(scores.device).unsqueeze(-1) >> torch.arange(32, device=scores.device)
+        scores.masked_fill_((bits & 1).flatten()[: scores.size(0)] == 0, -torch.inf)
+
+    def _report_failure(self) -> None:
+        # Nothing is raised: the other requests of the batch have no part in it.
+        if not self.failed and self._matcher.is_error():
+            self.failed = True
+            logger.warning("an answer ends before its grammar: %s", self._matcher.get_error())
+
+
+class Grammar:
+    """What an answer has to look like. Immutable: many requests share it."""
+
+    def __init__(self, start: LLMatcher) -> None:
+        self._start = start
+
+    def matcher(self) -> Matcher:
+        return Matcher(self._start.deep_copy())
+
+
+class GrammarCompiler:
+    """Makes grammars for one tokenizer. Safe to call from several threads at once."""
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        vocabulary: int,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        """vocabulary: the width of the logits, which can be larger than that of the tokenizer."""
+        self._source = tokenizer
+        self._vocabulary = vocabulary
+        self._eos_token_ids = list(eos_token_ids)
+        self._cache: OrderedDict[str, Grammar] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _tokenizer(self) -> LLTokenizer:
+        # At the first grammar, for it takes seconds with a vocabulary of 262k.
+        return LLTokenizer(
+            self._source.backend_tokenizer.to_str(),
+            n_vocab=max(self._vocabulary, len(self._source)),
+            eos_token=self._eos_token_ids,
+        )
+
+    @cached_property
+    def _special_tokens(self) -> dict[str, int]:
+        return {
+            str(added): token
+            for token, added in self._source.added_tokens_decoder.items()
+            if token not in self._eos_token_ids and self._tokenizer.is_special_token(token)
+        }
+
+    def json_object(self) -> Grammar:
+        """Any JSON object."""
+        return self.json_schema({"type": "object"})
+
+    def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
+        """JSON that is valid against a schema, with the properties in the schema's order.
+
+        Blocks for milliseconds, for hundreds of them with a large schema. Raises ValueError, in
+        one sentence, for a schema that is contradictory, too large, or uses what cannot be
+        enforced.
+        """
+        return self._compile("start: " + json_rule(schema))
+
+    def tool_calls(
+        self, layout: ToolLayout, tools: Sequence[Tool], *, free_text: bool, parallel: bool
+    ) -> Grammar:
+        """Calls of the tools, one or (parallel) more.
+
+        free_text: any text, and once the trigger has been written, nothing but calls to the end.
+        Raises ValueError as `json_schema` does.
+        """
+        rules = [f"tool_{i}: {self._tool(layout, tool)}" for i, tool in enumerate(tools)]
+        rules.append("tool: " + " | ".join(f"tool_{i}" for i in range(len(tools))))
+        between = layout.between if parallel else None
+        more = f"({self._literal(between)} tool)*" if between else ""
+        rules.append(f"calls: tool {more} {self._literal(layout.suffix)}")
+        if not free_text:
+            rules.append(f"start: {self._literal(layout.prefix)} calls")
+        else:
+            rest = self._literal(layout.prefix.removeprefix(layout.trigger))
+            rules.append(f"start: free (TEXT? | trigger {rest} calls)")
+            rules.append(self._free_text(layout.trigger))
+        return self._compile("\n".join(rules))
+
+    def _tool(self, layout: ToolLayout, tool: Tool) -> str:
+        kind = tool.parameters.get("type", "object")
+        if kind != "object":
+            raise ValueError(f"The parameters of the tool {tool.name!r} are not an object.")
+        arguments = json_rule({**tool.parameters, "type": "object"})
+        return f"{self._literal(tool.name + layout.middle)} {arguments}"
+
+    def _free_text(self, trigger: str) -> str:
+        """Rules for text before a call: special tokens are as free in it as without a grammar."""
+        trigger_token = self._special_tokens.get(trigger)
+        specials = ",".join(
+            str(token) for token in self._special_tokens.values() if token != trigger_token
+        )
+        rules = [
+            "TEXT: /(?s:.+)/",
+            f"free: (TEXT? <[{specials}]>)*" if specials else 'free: ""',
+            f"spelled_trigger[lazy]: /(?s:.*)/ {json.dumps(trigger)}",
+            "trigger: spelled_trigger"
+            + (f" | TEXT? <[{trigger_token}]>" if trigger_token is not None else ""),
+        ]
+        return "\n".join(rules)
+
+    def _literal(self, text: str) -> str:
+        """A sequence of terminals. Where the tokenizer has a token of its own, it is that token."""
+        if not text:
+            return ""
+        parts = [text]
+        if self._special_tokens:
+            longest_first = sorted(self._special_tokens, key=len, reverse=True)
+            parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        return " ".join(
+            f"<[{self._special_tokens[part]}]>"
+            if part in self._special_tokens
+            else json.dumps(part)
+            for part in parts
+            if part
+        )
+
+    def _compile(self, rules: str) -> Grammar:
+        if len(rules) > MAX_LENGTH:
+            raise ValueError(f"The schema is longer than {MAX_LENGTH} characters.")
+        with self._lock:
+            if grammar := self._cache.get(rules):
+                self._cache.move_to_end(rules)
+                return grammar
+        # Forcing looks far ahead for text without alternatives, which can take seconds.
+        options = json.dumps({"no_forcing": True})
+        start = LLMatcher(
+            self._tokenizer, f"%llguidance {options}\n{rules}", log_level=0, limits=LIMITS
+        )
+        start.compute_bitmask()  # the first step is the slowest, and shows what has no end
+        if start.is_error():
+            raise ValueError(explain(start.get_error()))
+        grammar = Grammar(start)
+        with self._lock:
+            self._cache[rules] = grammar
+            if len(self._cache) > CACHE_SIZE:
+                self._cache.popitem(last=False)
+        return grammar
+
+
+def json_rule(schema: Mapping[str, Any]) -> str:
+    check(schema)
+    return "%json " + json.dumps({**schema, "x-guidance": WHITESPACE})
+
+
+def check(schema: Mapping[str, Any]) -> None:
+    """Raises ValueError for what llguidance would choke on or enforce only in part."""
+    depths: dict[str, int] = {}
+    multiple = 1
+    for depth, node in walk(schema):
+        if depth > MAX_DEPTH:
+            raise ValueError(f"The schema is nested deeper than {MAX_DEPTH} levels.")
+        if isinstance(target := node.get("$ref"), str):
+            depths[target] = max(depth, depths.get(target, 0))
+        if isinstance(factor := node.get("multipleOf"), int | float):
+            multiple = math.lcm(multiple, int("".join(c for c in f"{factor}" if c.isdigit())))
+        if isinstance(least := node.get("minProperties"), int) and least > 1:
+            # It would count a key that is repeated.
+            required = node.get("required")
+            if not isinstance(required, list) or len(required) < least:
+                raise ValueError(
+                    '"minProperties" above 1 is enforced only for required properties.'
+                )
+    if sum(depths.values()) > MAX_DEPTH_OF_REFERENCES:
+        raise ValueError("The schema refers to too many definitions.")
+    if multiple > MAX_MULTIPLE:
+        raise ValueError('The numbers of "multipleOf" in the schema are too large.')
+
+
+def walk(schema: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """All objects in a schema with their depths, without recursion."""
+    waiting: list[tuple[int, Any]] = [(1, schema)]
+    while waiting:
+        depth, node = waiting.pop()
+        if isinstance(node, Mapping):
+            yield depth, node
+            waiting += [(depth + 1, child) for child in node.values()]
+        elif isinstance(node, list):
+            waiting += [(depth + 1, child) for child in node]
+
+
+EXPLANATIONS = {
+    r"Unimplemented keys: \[(.+)\]": "The schema uses {}, which cannot be enforced.",
+    r"coerce_one_of": 'The alternatives of "oneOf" in the schema overlap or may do so: use "anyOf".',
+    r"Unsatisfiable schema: (.+)": "The schema contradicts itself: {}.",
+    r"NoExtension": "Nothing can match the schema: it has no end.",
+    r"Resource '(.+)' is not present": "The schema refers to {!r}, which is outside of it.",
+    r"fuel|too large|too many|too complex|Unable to determine": "The schema is too complex.",
+    # The lines before it show the place in the regular expression.
+    r"(?m)^error: (.+)": "The schema has a regular expression that cannot be enforced: {}.",
+    # What comes first is the place in rules that nobody but this module has seen.
+    r"^(?:at \d+\(\d+\): )?(?:failed to compile JSON schema: )?(.+)": (
+        "The schema cannot be enforced: {}."
+    ),
+}
+"""What llguidance says, the first that fits, and what to say to somebody who wrote a schema."""
+
+
+def explain(error: str) -> str:
+    for pattern, sentence in EXPLANATIONS.items():
+        if match := re.search(pattern, error):
+            return sentence.format(*(group[:200].rstrip(".") for group in match.groups()))
+    return "The schema cannot be enforced."

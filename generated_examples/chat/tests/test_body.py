@@ -1,0 +1,43 @@
+"""Bodies and heads that never end: clients that stall cost next to nothing."""
+
+import json
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import httpx2
+
+PATH = "/v1/chat/completions"
+HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def answer_of(connection: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    connection.settimeout(30)
+    received = b""
+    while piece := connection.recv(65536):
+        received += piece
+    return received
+
+
+def test_a_stalled_body_is_a_408(make_server: Callable[..., Any]) -> None:
+    server = make_server(body_timeout_seconds=0.5)
+    stalled = [socket.create_connection(server.address) for _ in range(200)]
+    for connection in stalled:
+        connection.sendall(f'{HEAD}Content-Length: 99\r\n\r\n{{"model": "'.encode())
+    assert httpx2.get(f"{server.url}/v1/models").status_code == 200
+    for connection in stalled:
+        head, _, body = answer_of(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408")
+        assert json.loads(body)["error"]["code"] == "request_timeout"
+        connection.close()
+
+
+def test_a_head_that_never_ends_is_cut_off(make_server: Callable[..., Any]) -> None:
+    server = make_server()
+    with socket.create_connection(server.address) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(f"{HEAD}X-Filler: {'a' * 500_000}".encode())
+            answer_of(connection)  # a TimeoutError where the server waits for more
+        assert httpx2.get(f"{server.url}/v1/models").status_code == 200

@@ -1,0 +1,89 @@
+"""From a conversation to the prompt's tokens, by the model's own chat template."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from .errors import InvalidInput
+from .tools import ToolLayout, read_layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
+}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What has been said so far, and which tools the model may call."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    """In OpenAI's form, which is the form that chat templates read"""
+
+    @property
+    def estimated_tokens(self) -> int:
+        """A guess that costs nothing: four characters a token."""
+        return sum(len(message.get("content") or "") for message in self.messages) // 4
+
+
+class PromptEncoder:
+    """A tokenizer and its chat template."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._max_characters = max_length * max(map(len, tokenizer.get_vocab()))
+
+    @cached_property
+    def layout(self) -> ToolLayout | None:
+        """How the template writes tool calls; None where it does not, or ignores the tools."""
+
+        def render(messages: Sequence[Mapping[str, Any]], with_head: bool) -> str:
+            return self._render(Conversation(messages), with_head)
+
+        question = [{"role": "user", "content": "q"}]
+        try:
+            with_tools = self._render(Conversation(question, [PROBE_TOOL]), True)
+            reads_tools = with_tools != render(question, True)
+        except Exception:
+            reads_tools = False
+        return read_layout(render) if reads_tools else None
+
+    def encode(self, conversation: Conversation) -> list[int]:
+        """The prompt's tokens. Blocks.
+
+        Raises InvalidInput when the template refuses the messages, or for far too many of them.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text = self._render(conversation, True)
+            text.encode()  # a template may read fields that nobody has checked
+        # Templates compute with what the client sent, so all of these mean the client's messages.
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise InvalidInput(
+                f"The model's chat template refuses these messages: {error}", "messages"
+            ) from error
+        if len(text) > self._max_characters:  # too long whatever its tokens are: not worth a look
+            raise InvalidInput(
+                f"The messages have {len(text)} characters, which no {self._max_length} tokens hold.",
+                "messages",
+                "context_length_exceeded",
+            )
+        # The template writes the special tokens itself.
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _render(self, conversation: Conversation, with_head: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                [dict(message) for message in conversation.messages],
+                tools=[dict(tool) for tool in conversation.tools] or None,
+                tokenize=False,
+                add_generation_prompt=with_head,
+            )
+        )

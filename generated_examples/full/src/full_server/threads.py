@@ -1,0 +1,67 @@
+"""Blocking work beside the event loop: in threads that hold nobody up, neither while they run nor
+when the process is about to leave.
+"""
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class WorkThread(threading.Thread):
+    """Runs one function for the event loop. Unlike `asyncio.to_thread`, nothing waits for its end
+    when the process is about to leave.
+    """
+
+
+async def run_in_thread(function: Callable[[], T]) -> T:
+    """The result of `function`. Cancelling this gives up the result; the function runs on."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: Exception | None) -> None:
+        if result.cancelled():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(value)  # type: ignore[arg-type]
+
+    def run() -> None:
+        value, error = None, None
+        try:
+            value = function()
+        except Exception as problem:
+            error = problem
+        except BaseException as problem:  # a panic in Rust, or sys.exit(): no end for the service
+            error = RuntimeError(f"{type(problem).__name__}: {problem}")
+        with suppress(RuntimeError):  # the loop has been closed
+            loop.call_soon_threadsafe(settle, value, error)
+
+    WorkThread(target=run, daemon=True).start()
+    return await result
+
+
+def threads_left() -> list[threading.Thread]:
+    """The threads whose work goes on, though nobody waits for it any more."""
+    return [thread for thread in threading.enumerate() if isinstance(thread, WorkThread)]
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keeps the garbage collector from stopping all threads for what is made to stay.
+
+    Importing torch and transformers makes a million objects. To go through them takes 0.3 s, time
+    and again while they grow in number. What is there in the end is never gone through again,
+    until `gc.unfreeze()`.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

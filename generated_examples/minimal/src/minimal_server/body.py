@@ -1,0 +1,157 @@
+"""What the body of a request may cost: its size, its parsing, and the wait for its next piece."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+
+from fastapi import status
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import APIError, error_response
+
+MAX_STRUCTURE = 1_000_000
+"""Of a JSON body, see `structure`: at most 50 ms in which the event loop does nothing else"""
+
+SMALL = 64 * 1024
+LARGE_BODIES = 16
+"""JSON bodies are in memory as a whole. All that are not small have room together for so many of
+the largest size; stalled ones leave the room of the small ones alone.
+"""
+
+LINGER_SECONDS = 5.0
+"""For the rest of a body that was refused. A client that still sends when its connection is closed
+never sees why.
+"""
+
+
+def structure(body: bytes) -> int:
+    """What parsing and validating costs, in commas: 20 for a member of an object, 5 for a list or
+    an object. Only time tells text from structure, so text with these characters counts as well.
+    """
+    opened = body.count(b"[") + body.count(b"{")
+    return 20 * body.count(b":") + 5 * opened + body.count(b",")
+
+
+class BodyMiddleware:
+    """Stops a body that is too large, too intricate or stalled while it arrives.
+
+    FastAPI's own `max_body_size` answers in plain text, which OpenAI's clients cannot read.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limit: int,
+        timeout_seconds: float,
+        uploads: Mapping[str, int] | None = None,
+    ) -> None:
+        """
+        Args:
+            limit: of the bodies, in bytes.
+            timeout_seconds: how long a client may send nothing before its body is complete.
+            uploads: the paths with another limit, whose bodies are not parsed as JSON.
+        """
+        self.app = app
+        self.limit = limit
+        self.timeout_seconds = timeout_seconds
+        self.uploads = uploads or {}
+        self.held = 0
+        """Bytes of the bodies that are not small"""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body = Body(self, scope["path"], receive, send)
+        announced = Headers(scope=scope).get("content-length", "")
+        try:
+            if announced.isdecimal() and int(announced) > body.limit:
+                await error_response(body.too_large())(scope, receive, body.send)
+            else:
+                await self.app(scope, body.receive, body.send)
+        finally:
+            self.held -= body.held
+
+
+class Body:
+    """`receive` and `send` of one request."""
+
+    def __init__(self, limits: BodyMiddleware, path: str, receive: Receive, send: Send) -> None:
+        self.limit = limits.uploads.get(path, limits.limit)
+        self.held = 0
+        self._limits = limits
+        self.is_json = path not in limits.uploads
+        self._receive, self._send = receive, send
+        self._size = self._structure = 0
+        self._complete = self._refused = self._answered = False
+
+    async def receive(self) -> Message:
+        if self._complete:  # what comes next is the client's disconnect, and that may take hours
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._limits.timeout_seconds):
+                message = await self._receive()
+        except TimeoutError:
+            if self._answered:
+                return {"type": "http.disconnect"}
+            raise APIError(
+                status.HTTP_408_REQUEST_TIMEOUT,
+                f"Nothing of the body has arrived for {self._limits.timeout_seconds:g} seconds.",
+                code="request_timeout",
+                headers={"Connection": "close"},
+            ) from None
+        piece = message.get("body", b"")
+        self._complete = not message.get("more_body", False)
+        self._size += len(piece)
+        if self._size > self.limit:
+            raise self.too_large()
+        if self.is_json:
+            self._count(piece)
+        return message
+
+    def _count(self, piece: bytes) -> None:
+        self._structure += structure(piece)
+        if self._structure > MAX_STRUCTURE:
+            raise self.refusal(
+                "The request body has too many values. Send them in several requests."
+            )
+        if self._size > SMALL:
+            self.held += len(piece)
+            self._limits.held += len(piece)
+            if self._limits.held > LARGE_BODIES * self._limits.limit:
+                raise self.refusal(
+                    "Too many large requests at once.",
+                    status.HTTP_429_TOO_MANY_REQUESTS,
+                    "overloaded",
+                    {"Retry-After": "1"},
+                )
+
+    async def send(self, message: Message) -> None:
+        self._answered = True
+        if self._refused and not self._complete and is_last(message):
+            await self._send({**message, "more_body": True})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    while (await self._receive()).get("more_body", False):
+                        pass
+            message = {"type": "http.response.body"}
+        await self._send(message)
+
+    def too_large(self) -> APIError:
+        return self.refusal(f"The request body is too large. The limit is {self.limit} bytes.")
+
+    def refusal(
+        self,
+        message: str,
+        status_code: int = status.HTTP_413_CONTENT_TOO_LARGE,
+        code: str = "content_too_large",
+        headers: Mapping[str, str] | None = None,
+    ) -> APIError:
+        self._refused = True
+        headers = {"Connection": "close", **(headers or {})}
+        return APIError(status_code, message, code=code, headers=headers)
+
+
+def is_last(message: Message) -> bool:
+    return message["type"] == "http.response.body" and not message.get("more_body", False)
