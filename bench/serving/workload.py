@@ -75,7 +75,7 @@ def words(rng: random.Random, count: int) -> str:
 
 
 def seeded(*key: object) -> random.Random:
-    return random.Random(repr(key))  # noqa: S311 (nothing here is secret)
+    return random.Random(repr(key))
 
 
 def prompts(key: tuple[object, ...], count: int) -> list[str]:
