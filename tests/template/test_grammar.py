@@ -5,10 +5,11 @@ date may be the 30th of February). A definition that is nothing but a reference 
 answer: where it is reached, the grammar is given up.
 """
 
-import importlib.util
+import importlib
 import json
 import random
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -143,15 +144,12 @@ SCHEMAS = st.builds(
 
 
 @pytest.fixture(scope="module")
-def grammar() -> ModuleType:
-    path = template.root() / "template" / "src" / "{{package_name}}" / "models" / "grammar.py"
-    spec = importlib.util.spec_from_file_location("grammar", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["grammar"] = module
-    spec.loader.exec_module(module)
-    return module
+def grammar() -> Iterator[ModuleType]:
+    """The module where it lies; `models` alone is a package that needs nothing of the others."""
+    folder = template.root() / "template" / "src" / "{{package_name}}"
+    sys.path.insert(0, str(folder))
+    yield importlib.import_module("models.grammar")
+    sys.path.remove(str(folder))
 
 
 class RandomModel:
