@@ -82,6 +82,7 @@ class GenerateEngine:
         self._model = model
         self._eos_token_ids = list(eos_token_ids)
         self._stopping = False
+        self._ended = False
         self._jobs: dict[tuple[str, int], Job] = {}
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="generate", daemon=True)
@@ -89,7 +90,7 @@ class GenerateEngine:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return not self._ended and self._thread.is_alive()
 
     def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
         if not self.alive:
@@ -100,6 +101,9 @@ class GenerateEngine:
             job = Job(prompt, state, stream, index, asyncio.get_running_loop())
             self._jobs[stream.id, index] = job
             self._queue.put(job)
+        if self._ended:  # since the look above, so the thread may have missed these jobs
+            self.cancel(stream)
+            raise Unavailable("The model stopped working and is being restarted.")
         return stream
 
     def cancel(self, stream: TokenStream, index: int | None = None) -> None:
@@ -129,6 +133,7 @@ class GenerateEngine:
                 self._answer(job)
         finally:
             # However the thread ends, nobody waits for it in vain.
+            self._ended = True
             error = Unavailable("The model is being unloaded.")
             for job in list(self._jobs.values()):
                 job.loop.call_soon_threadsafe(self._finish, job, error)
