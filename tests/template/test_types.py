@@ -24,6 +24,7 @@ PROVIDED = {
     "pydantic": {"pydantic"},
     "pydantic-settings": {"pydantic_settings"},
     "pypdfium2": {"pypdfium2"},
+    "threadpoolctl": {"threadpoolctl"},
     "torch": {"torch"},
     "transformers": {"transformers", "tokenizers", "huggingface_hub"},
     "uvicorn": {"uvicorn"},

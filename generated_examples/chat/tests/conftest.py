@@ -130,4 +130,6 @@ def make_server(start: Callable[..., Server]) -> Iterator[Callable[..., Server]]
 @pytest.fixture(scope="session")
 def narrow_server(start: Callable[..., Server]) -> Server:
     """One process for all tests, which answers one request at a time and lets none wait."""
-    return start(max_batch_requests=1, max_queue=0)
+    one = {}
+    one["max_batch_requests"] = 1
+    return start(max_queue=0, **one)

@@ -129,4 +129,6 @@ def make_server(start: Callable[..., Server]) -> Iterator[Callable[..., Server]]
 @pytest.fixture(scope="session")
 def narrow_server(start: Callable[..., Server]) -> Server:
     """One process for all tests, which answers one request at a time and lets none wait."""
-    return start(max_queue=0)
+    one = {}
+    one["embeddings_batch_texts"] = 1
+    return start(max_queue=0, **one)

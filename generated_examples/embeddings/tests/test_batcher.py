@@ -1,6 +1,7 @@
 """Batches that form by themselves."""
 
 import asyncio
+import random
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -8,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from embeddings_server.models.batcher import Batcher, Item, micro_batches
+from embeddings_server.models.batcher import Batcher, nearest
 from embeddings_server.models.errors import Unavailable
 
 pytestmark = pytest.mark.anyio
 
 
 class Compute:
-    """Gives each text its length; holds when told; fails on the token 13."""
+    """Gives each text its length; holds when told; fails on the token 13, dies of the token 66."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -32,7 +33,20 @@ class Compute:
         self.batches.append([len(tokens) for tokens in batch])
         if any(13 in tokens for tokens in batch):
             raise RuntimeError("bad item")
+        if any(66 in tokens for tokens in batch):
+            raise SystemExit
         return torch.tensor([[float(len(tokens))] for tokens in batch])
+
+
+def make_batcher(compute: Compute, threads: int = 1) -> Batcher:
+    return Batcher(
+        compute,
+        max_tokens=20,
+        max_texts=4,
+        max_padding=6,
+        threads=threads,
+        prepare=lambda: None,
+    )
 
 
 @pytest.fixture
@@ -42,7 +56,7 @@ def compute() -> Compute:
 
 @pytest.fixture
 def batcher(compute: Compute) -> Iterator[Batcher]:
-    batcher = Batcher(compute, max_tokens=20, max_texts=4)
+    batcher = make_batcher(compute)
     yield batcher
     compute.gate.set()
     batcher.stop()
@@ -52,22 +66,52 @@ def text(length: int) -> list[int]:
     return [1] * length
 
 
+async def queue_up(
+    batcher: Batcher, *requests: list[list[int]]
+) -> list[asyncio.Task[list[Tensor]]]:
+    """Requests that wait, in this order."""
+    tasks = []
+    for request in requests:
+        tasks.append(asyncio.create_task(batcher.submit(request)))
+        await asyncio.sleep(0)
+    return tasks
+
+
 @pytest.mark.parametrize(
-    ("lengths", "batches"),
+    ("lengths", "leader", "batch"),
     [
-        ([], []),
-        ([5], [[5]]),
-        ([9, 1, 2, 1], [[1, 1, 2], [9]]),  # with the 9, padding would make 36 of it
-        ([5, 5, 5, 5, 5], [[5, 5, 5, 5], [5]]),
-        ([1] * 6, [[1, 1, 1, 1], [1, 1]]),
-        ([10, 10, 11], [[10, 10], [11]]),
-        ([50, 3], [[3], [50]]),  # over the budget on its own: alone, not for ever
+        ([5], 0, [5]),
+        ([1, 1, 2, 9], 0, [1, 1, 2]),  # with the 9, padding would make 36 of it
+        ([1, 1, 2, 9], 3, [9]),
+        ([5, 5, 5, 5, 5], 0, [5, 5, 5, 5]),
+        ([1] * 6, 5, [1, 1, 1, 1]),
+        ([10, 10, 11], 1, [10, 10]),
+        ([3, 50], 1, [50]),  # over the budget on its own: alone, not for ever
+        ([1, 4, 5, 5], 2, [4, 5, 5]),  # padding of 1 but not of 5
+        ([2, 3, 5, 6, 6], 3, [5, 6, 6]),
     ],
 )
-async def test_micro_batches(lengths: list[int], batches: list[list[int]]) -> None:
-    items = [Item(text(length), asyncio.Future()) for length in lengths]
-    made = micro_batches(items, max_tokens=20, max_texts=4)
-    assert [[len(item.tokens) for item in batch] for batch in made] == batches
+def test_a_batch_is_what_is_nearest_in_length(
+    lengths: list[int], leader: int, batch: list[int]
+) -> None:
+    cut = nearest(lengths, leader, max_tokens=20, max_texts=4, max_padding=3)
+    assert lengths[cut] == batch
+    assert cut.start <= leader < cut.stop
+
+
+def test_every_batch_keeps_to_its_budgets() -> None:
+    rng = random.Random(0)
+    for _ in range(2000):
+        lengths = sorted(rng.randint(1, 40) for _ in range(rng.randint(1, 30)))
+        leader = rng.randrange(len(lengths))
+        tokens, texts, padding = (rng.randint(1, 100) for _ in range(3))
+        cut = nearest(lengths, leader, max_tokens=tokens, max_texts=texts, max_padding=padding)
+        batch = lengths[cut]
+        assert cut.start <= leader < cut.stop
+        if len(batch) > 1:
+            assert len(batch) <= texts
+            assert max(batch) * len(batch) <= tokens
+            assert max(batch) * len(batch) - sum(batch) <= padding
 
 
 async def test_results_come_in_the_order_of_the_inputs(batcher: Batcher) -> None:
@@ -86,13 +130,77 @@ async def test_what_waits_during_a_batch_is_the_next_batch(
     assert [len(batch) for batch in compute.batches] in ([1, 4], [4, 1])
 
 
-async def test_one_bad_item_does_not_fail_its_neighbours(batcher: Batcher) -> None:
-    results = await asyncio.gather(
-        batcher.submit([text(2)]), batcher.submit([[13, 13]]), return_exceptions=True
-    )
+async def test_a_short_request_does_not_wait_for_a_long_one(
+    batcher: Batcher, compute: Compute
+) -> None:
+    compute.gate.clear()
+    await queue_up(batcher, [text(1)])
+    await compute.wait_until_running()
+    tasks = await queue_up(batcher, [text(3)] * 50, [text(10)])
+    compute.gate.set()
+    await asyncio.gather(*tasks)
+    assert compute.batches.index([10]) <= 2
+
+
+async def test_short_requests_do_not_starve_a_long_one(batcher: Batcher, compute: Compute) -> None:
+    async def ask_again_and_again() -> None:
+        while True:
+            await batcher.submit([text(3)])
+
+    compute.gate.clear()
+    busy = [asyncio.create_task(ask_again_and_again()) for _ in range(8)]
+    await compute.wait_until_running()
+    (long,) = await queue_up(batcher, [text(20)] * 10)
+    compute.gate.set()
+    async with asyncio.timeout(30):
+        await long
+    for task in busy:
+        task.cancel()
+    assert sum(batch == [20] for batch in compute.batches) == 10
+
+
+async def test_one_bad_item_does_not_fail_its_neighbours(
+    batcher: Batcher, compute: Compute
+) -> None:
+    compute.gate.clear()
+    await queue_up(batcher, [text(1)])
+    await compute.wait_until_running()
+    tasks = await queue_up(batcher, [text(2)], [[13, 13]], [text(2)], [text(2)])
+    compute.gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results[1], Unavailable)
-    assert not isinstance(results[0], BaseException)
-    assert await batcher.submit([text(1)])
+    assert not any(isinstance(results[index], BaseException) for index in (0, 2, 3))
+    assert [len(batch) for batch in compute.batches[1:]] == [4, 2, 1, 1, 2]
+    assert batcher.alive
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_all_hear_of_a_thread_that_dies(compute: Compute, threads: int) -> None:
+    batcher = make_batcher(compute, threads)
+    compute.gate.clear()
+    running = await queue_up(batcher, *[[[66]]] * 2)
+    await compute.wait_until_running()
+    waiting = await queue_up(batcher, [text(9)], [text(9)])
+    compute.gate.set()
+    async with asyncio.timeout(30):
+        results = await asyncio.gather(*running, *waiting, return_exceptions=True)
+    assert all(isinstance(result, Unavailable) for result in results)
+    assert not batcher.alive
+    with pytest.raises(Unavailable):
+        await batcher.submit([text(1)])
+    batcher.stop()
+
+
+async def test_what_fails_or_is_given_up_leaves_nothing_behind(
+    batcher: Batcher, compute: Compute
+) -> None:
+    with pytest.raises(Unavailable):
+        await batcher.submit([[13], text(9), text(20)])
+    (given_up,) = await queue_up(batcher, [text(20)] * 20)
+    given_up.cancel()
+    await asyncio.wait([given_up])
+    await batcher.submit([text(1)])
+    assert len(compute.batches) < 10
 
 
 async def test_what_nobody_waits_for_is_not_computed(batcher: Batcher, compute: Compute) -> None:
@@ -110,7 +218,7 @@ async def test_what_nobody_waits_for_is_not_computed(batcher: Batcher, compute: 
 
 
 async def test_stop_fails_what_waits(compute: Compute) -> None:
-    batcher = Batcher(compute, max_tokens=20, max_texts=4)
+    batcher = make_batcher(compute)
     compute.gate.clear()
     running = asyncio.create_task(batcher.submit([text(1)]))
     await compute.wait_until_running()

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -120,3 +121,27 @@ def test_a_full_queue_is_a_429_at_once(narrow_server: Server) -> None:
     refused = next(response for response in responses if response.status_code == 429)
     assert refused.headers["retry-after"] == "1"
     assert refused.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_tokens_that_wait_are_bounded_too(make_client: Callable[..., TestClient]) -> None:
+    with make_client(max_queue_tokens=0, embeddings_batch_texts=1) as client:
+
+        def ask(_: int) -> int:
+            heavy = {"model": "tiny-embeddings", "input": ["word " * 6] * 2000}
+            return client.post("/v1/embeddings", json=heavy).status_code
+
+        with ThreadPoolExecutor(4) as clients:
+            statuses = set(clients.map(ask, range(4)))
+        # Whoever comes first finds an idle model, which takes whatever comes.
+        assert statuses == {200, 429}
+
+
+def test_a_request_that_takes_too_long_is_a_504(make_client: Callable[..., TestClient]) -> None:
+    with make_client(request_timeout_seconds=0.2, embeddings_batch_texts=1) as client:
+        request = {"model": "tiny-embeddings", "input": "word"}
+        assert client.post("/v1/embeddings", json=request).status_code == 200
+        long = request | {"input": ["word " * 6] * 2048}
+        response = client.post("/v1/embeddings", json=long)
+        assert response.status_code == 504
+        assert response.json()["error"]["code"] == "timeout"
+        assert client.post("/v1/embeddings", json=request).status_code == 200

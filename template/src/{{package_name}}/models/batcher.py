@@ -1,4 +1,4 @@
-"""Batches that form by themselves: what waits while one batch runs is the next one.
+"""Batches that form by themselves: what waits when a thread is free is what the next is cut from.
 
 Nothing waits for company when the model is idle, and under load the batches are full. Texts of
 like length go together, because padding costs as much as text.
@@ -6,10 +6,11 @@ like length go together, because padding costs as much as text.
 
 import asyncio
 import logging
-import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from .errors import Unavailable
@@ -20,33 +21,76 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+class Request:
+    """The texts that one client waits for. Only the event loop touches it."""
+
+    def __init__(self, size: int) -> None:
+        self.result: asyncio.Future[list[Tensor]] = asyncio.get_running_loop().create_future()
+        self._rows: dict[int, Tensor] = {}
+        self._size = size
+
+    def put(self, index: int, row: "Tensor") -> None:
+        self._rows[index] = row
+        if len(self._rows) == self._size and not self.result.done():
+            self.result.set_result([self._rows[index] for index in range(self._size)])
+
+    def fail(self, reason: str) -> None:
+        if not self.result.done():
+            self.result.set_exception(Unavailable(reason))
+
+
+@dataclass(eq=False)
 class Item:
     """One text on its way through the model."""
 
+    request: Request
+    index: int
+    """Its place in the request"""
     tokens: Sequence[int]
-    result: "asyncio.Future[Tensor]"
-    """Becomes the [D] vector"""
+    length: int
+    due: float
+    """When the text would be done if every request got an equal share of the model, on a clock that
+    counts the tokens of one share"""
 
 
-def micro_batches(items: Sequence[Item], max_tokens: int, max_texts: int) -> Iterator[list[Item]]:
-    """Items sorted by length and cut so that each batch, padded, keeps to the token budget.
+def nearest(
+    lengths: Sequence[int], leader: int, *, max_tokens: int, max_texts: int, max_padding: int
+) -> slice:
+    """Which of the lengths, in ascending order, make a batch with that at the place `leader`.
 
-    An item that is larger than the budget on its own makes a batch of one.
+    Those nearest to it, as many as keep to the budgets when all are padded to the longest: of
+    tokens with their padding, and of padding alone. A leader that is larger than the budget goes
+    alone.
     """
-    batch: list[Item] = []
-    for item in sorted(items, key=lambda item: len(item.tokens)):
-        padded = len(item.tokens) * (len(batch) + 1)  # sorted, so this one is the longest
-        if batch and (padded > max_tokens or len(batch) == max_texts):
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
+    low, high = leader, leader + 1
+    padding = 0
+    while (count := high - low) < max_texts:
+        longest = lengths[high - 1]
+        wider = []
+        if low > 0:
+            wider.append((longest - lengths[low - 1], low - 1, high))
+        if high < len(lengths):
+            wider.append(((lengths[high] - longest) * count, low, high + 1))
+        fitting = [
+            (more, start, end)
+            for more, start, end in wider
+            if padding + more <= max_padding and lengths[end - 1] * (count + 1) <= max_tokens
+        ]
+        if not fitting:
+            break
+        more, low, high = min(fitting)
+        padding += more
+    return slice(low, high)
 
 
 class Batcher:
-    """One thread that computes, in front of it all that waits."""
+    """Threads that compute, in front of them all that waits.
+
+    Batches are cut one at a time. Each has a leader, and with it goes what is like it in length,
+    whosever it is. The leader is the text that is due first when all requests get equal shares
+    (weighted fair queueing with equal weights, Demers, Keshav and Shenker 1989): a short request
+    does not wait for the long one before it, and the long one is not starved by short ones.
+    """
 
     def __init__(
         self,
@@ -54,80 +98,136 @@ class Batcher:
         *,
         max_tokens: int,
         max_texts: int,
+        max_padding: int,
+        threads: int,
+        prepare: Callable[[], object],
     ) -> None:
-        """`compute` turns B lists of tokens into [B, D] vectors; it runs in the thread."""
+        """`compute` turns B lists of tokens into [B, D] vectors; several threads call it at once.
+
+        max_tokens: in a batch, padding included.
+        max_padding: tokens in a batch that are nothing but padding. Should be what a batch costs
+            beyond its tokens: more padding than that is dearer than another batch.
+        threads: while one computes, another pads its batch or hands out the vectors of the last.
+        prepare: is called first in each thread.
+        """
         self._compute = compute
-        self._max_tokens = max_tokens
-        self._max_texts = max_texts
-        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
-        self._thread.start()
+        self._prepare = prepare
+        self._cut = partial(
+            nearest, max_tokens=max_tokens, max_texts=max_texts, max_padding=max_padding
+        )
+        self._changed = threading.Condition()
+        """Whoever holds it may use what follows"""
+        self._waiting: list[Item] = []
+        """The shortest first"""
+        self._requests = 0
+        self._clock = 0.0
+        """Tokens that each request has got, or would have, had it been here all the time"""
+        self._end: str | None = None
+        """Why there will be no more batches"""
+        self._threads = [
+            threading.Thread(target=self._run, name=f"batcher-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._end is None
 
     async def submit(self, inputs: Sequence[Sequence[int]]) -> "list[Tensor]":
         """One [D] vector for each list of tokens. Raises Unavailable when the model fails."""
-        if not self.alive:
-            raise Unavailable("The model stopped working and is being restarted.")
-        loop = asyncio.get_running_loop()
-        items = [Item(tokens, loop.create_future()) for tokens in inputs]
-        for item in items:
-            self._queue.put(item)
+        request = Request(len(inputs))
+        with self._changed:
+            if self._end is not None:
+                raise Unavailable(self._end)
+            due = self._clock
+            for index, tokens in enumerate(inputs):
+                due += len(tokens)
+                self._waiting.append(Item(request, index, tokens, len(tokens), due))
+            self._waiting.sort(key=attrgetter("length"))
+            self._requests += 1
+            self._changed.notify(len(inputs))
         try:
-            return await asyncio.gather(*(item.result for item in items))
+            return await request.result
+        except BaseException:  # given up or failed: what is left of it needs no vectors
+            with self._changed:
+                self._waiting = [item for item in self._waiting if item.request is not request]
+            raise
         finally:
-            for item in items:
-                item.result.cancel()  # where nobody waits any more, the thread passes it by
+            self._requests -= 1
 
     def stop(self) -> None:
-        """Ends the thread after the batch at hand; what waits fails. Blocks."""
-        self._queue.put(None)
-        self._thread.join()
-        while not self._queue.empty():  # what came too late, or after the thread had died
-            if item := self._queue.get():
-                self._deliver([item], Unavailable("The model is being unloaded."))
+        """Ends the threads after the batches at hand; what waits fails. Blocks."""
+        self._close("The model is being unloaded.")
+        for thread in self._threads:
+            thread.join()
+
+    def _close(self, reason: str) -> None:
+        with self._changed:
+            self._end = self._end or reason
+            waiting, self._waiting = self._waiting, []
+            self._changed.notify_all()
+        self._fail(waiting, reason)
 
     def _run(self) -> None:
-        while True:
-            waiting = [self._queue.get()]
-            while not self._queue.empty():
-                waiting.append(self._queue.get())
-            items = [item for item in waiting if item is not None]
-            if len(items) < len(waiting):
-                self._deliver(items, Unavailable("The model is being unloaded."))
-                return
-            for batch in micro_batches(items, self._max_tokens, self._max_texts):
-                self._run_batch([item for item in batch if not item.result.cancelled()])
+        batch: list[Item] = []
+        try:
+            self._prepare()
+            while batch := self._next_batch():
+                self._run_batch(batch)
+        except BaseException:  # SystemExit too, which would end the thread without a word
+            logger.critical("the batcher died", exc_info=True)
+            reason = "The model stopped working and is being restarted."
+            self._fail(batch, reason)
+            self._close(reason)
+
+    def _next_batch(self) -> list[Item]:
+        """Waits for texts. Empty at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._end)
+            if self._end:
+                return []
+            leader = self._waiting.index(min(self._waiting, key=attrgetter("due")))
+            lengths = [item.length for item in self._waiting]
+            cut = self._cut(lengths, leader)
+            batch = self._waiting[cut]
+            del self._waiting[cut]
+            self._clock += sum(lengths[cut]) / self._requests
+            return batch
 
     def _run_batch(self, batch: list[Item]) -> None:
+        """Halves what fails, for want of memory or otherwise, until only what is to blame fails."""
+        batch = [item for item in batch if not item.request.result.done()]
         if not batch:
             return
         try:
             vectors = self._compute([item.tokens for item in batch])
         except Exception as error:
             if len(batch) > 1:
-                logger.warning("a batch of %d failed (%s), one by one now", len(batch), error)
-                for item in batch:
-                    self._run_batch([item])
+                logger.warning("a batch of %d failed (%s), in halves now", len(batch), error)
+                middle = len(batch) // 2
+                self._run_batch(batch[:middle])
+                self._run_batch(batch[middle:])
             else:
-                logger.exception("a text of %d tokens failed", len(batch[0].tokens))
-                self._deliver(batch, Unavailable("The model failed on this input."))
+                logger.exception("a text of %d tokens failed", batch[0].length)
+                self._fail(batch, "The model failed on this input.")
         else:
             self._deliver(batch, vectors)
 
-    def _deliver(self, batch: list[Item], outcome: "Tensor | Unavailable") -> None:
+    def _deliver(self, batch: list[Item], vectors: "Tensor") -> None:
         """Hands the whole batch to the event loop in one call."""
 
-        def settle() -> None:
-            for row, item in enumerate(batch):
-                if item.result.done():
-                    continue
-                if isinstance(outcome, Unavailable):
-                    item.result.set_exception(outcome)
-                else:
-                    item.result.set_result(outcome[row])
+        def put() -> None:
+            for item, row in zip(batch, vectors, strict=True):
+                item.request.put(item.index, row)
 
-        if batch:
-            batch[0].result.get_loop().call_soon_threadsafe(settle)
+        batch[0].request.result.get_loop().call_soon_threadsafe(put)
+
+    def _fail(self, items: list[Item], reason: str) -> None:
+        def fail() -> None:
+            for item in items:
+                item.request.fail(reason)
+
+        if items:
+            items[0].request.result.get_loop().call_soon_threadsafe(fail)

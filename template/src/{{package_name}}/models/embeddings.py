@@ -1,21 +1,27 @@
 """Embeddings: texts or tokens in, one vector each out."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from ..settings import Settings
+from .admission import Admission
 from .base import Model
 from .batcher import Batcher
 from .device import Device
-from .errors import InvalidInput, Overloaded
+from .errors import DeadlineExceeded, InvalidInput
 from .source import local_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .encoder import Encoder
+
+THREADS = 2
+"""Batches that are computed at the same time"""
 
 
 @dataclass(frozen=True)
@@ -27,13 +33,12 @@ class Embeddings:
     tokens: int
     """Tokens read, special tokens included"""
 
-    def as_lists(self) -> list[list[float]]:
-        vectors: list[list[float]] = self.vectors.tolist()
-        return vectors
+    def as_lists(self) -> Iterator[list[float]]:
+        return (row.tolist() for row in self.vectors)
 
-    def as_bytes(self) -> list[bytes]:
+    def as_bytes(self) -> Iterator[bytes]:
         """Little-endian float32, whatever the machine's own order."""
-        return [row.tobytes() for row in self.vectors.numpy().astype("<f4")]
+        return (row.astype("<f4").tobytes() for row in self.vectors.numpy())
 
 
 class EmbeddingsModel(Model):
@@ -41,24 +46,42 @@ class EmbeddingsModel(Model):
 
     type: ClassVar[str] = "embeddings"
 
-    def __init__(self, encoder: "Encoder", batcher: Batcher, max_requests: int) -> None:
+    def __init__(
+        self,
+        encoder: "Encoder",
+        batcher: Batcher,
+        *,
+        admission: Admission,
+        timeout_seconds: float,
+    ) -> None:
         self._encoder = encoder
         self._batcher = batcher
-        self._max_requests = max_requests
-        self._requests = 0
+        self._admission = admission
+        self._timeout_seconds = timeout_seconds
+        self._executor = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
     @classmethod
     def load(cls, source: str, device: Device, settings: Settings) -> Self:
-        """Reads the weights and starts the thread. Blocks."""
+        """Reads the weights and starts the threads. Blocks."""
         from .encoder import Encoder  # imports torch and transformers
 
         encoder = Encoder.load(local_folder(source), device)
-        batcher = Batcher(
-            encoder.encode,
-            max_tokens=settings.embeddings_batch_tokens,
-            max_texts=settings.embeddings_batch_texts,
+        max_tokens, max_texts = settings.embeddings_batch_tokens, settings.embeddings_batch_texts
+        return cls(
+            encoder,
+            Batcher(
+                encoder.encode,
+                max_tokens=max_tokens,
+                max_texts=max_texts,
+                max_padding=encoder.pass_cost,
+                threads=THREADS,
+                prepare=partial(encoder.share_cores, THREADS),
+            ),
+            admission=Admission(
+                max_texts + settings.max_queue, max_tokens + settings.max_queue_tokens
+            ),
+            timeout_seconds=settings.request_timeout_seconds,
         )
-        return cls(encoder, batcher, max_requests=1 + settings.max_queue)
 
     @property
     def alive(self) -> bool:
@@ -66,6 +89,7 @@ class EmbeddingsModel(Model):
 
     def unload(self) -> None:
         self._batcher.stop()
+        self._executor.shutdown(cancel_futures=True)
 
     async def embed(
         self, inputs: Sequence[str] | Sequence[Sequence[int]], dimensions: int | None = None
@@ -75,21 +99,27 @@ class EmbeddingsModel(Model):
         dimensions: keeps the first so many and scales each vector to length 1 again, which is
         what models of the Matryoshka kind are trained for.
 
-        Raises InvalidInput for an input too long or with unknown tokens, Overloaded, Unavailable.
+        Raises InvalidInput for an input too long or with unknown tokens, Overloaded, Unavailable,
+        DeadlineExceeded.
         """
         if dimensions is not None and dimensions > self._encoder.dimensions:
             size = self._encoder.dimensions
             raise InvalidInput(f"The model's vectors have {size} dimensions.", "dimensions")
-        if self._requests >= self._max_requests:
-            raise Overloaded("Too many requests wait for the model.")
-        self._requests += 1
         try:
-            tokenized = await asyncio.to_thread(self._tokenize, inputs)
-            rows = await self._batcher.submit(tokenized)
-            vectors = await asyncio.to_thread(stack, rows, dimensions)
-        finally:
-            self._requests -= 1
-        return Embeddings(vectors, tokens=sum(len(tokens) for tokens in tokenized))
+            # Before any work: what is refused has cost nothing.
+            with self._admission.enter(estimate_tokens(inputs)) as place:
+                async with asyncio.timeout(self._timeout_seconds):
+                    tokenized = await asyncio.get_running_loop().run_in_executor(
+                        self._executor, self._tokenize, inputs
+                    )
+                    place.tokens = sum(map(len, tokenized))
+                    rows = await self._batcher.submit(tokenized)
+                    vectors = await asyncio.to_thread(stack, rows, dimensions)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"The answer took longer than {self._timeout_seconds:g} seconds."
+            ) from error
+        return Embeddings(vectors, tokens=place.tokens)
 
     def _tokenize(self, inputs: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
         texts = [text for text in inputs if isinstance(text, str)]
@@ -109,6 +139,11 @@ class EmbeddingsModel(Model):
                     "input",
                 )
         return tokenized
+
+
+def estimate_tokens(inputs: Sequence[str] | Sequence[Sequence[int]]) -> int:
+    """A guess that costs nothing: four characters a token."""
+    return sum(len(each) // 4 if isinstance(each, str) else len(each) for each in inputs)
 
 
 def stack(rows: "list[Tensor]", dimensions: int | None) -> "Tensor":

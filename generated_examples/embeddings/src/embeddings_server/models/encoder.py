@@ -1,11 +1,14 @@
 """The encoder itself: reads the weights, turns batches of tokens into vectors."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -31,6 +34,8 @@ class Encoder:
             tokenizer.model_max_length,
         )
         self.max_length: int = min(limit for limit in limits if limit)
+        self.pass_cost = self._measure_pass_cost()
+        """What a forward pass costs beyond its tokens, in tokens"""
 
     @classmethod
     def load(cls, folder: Path, device: Device) -> Self:
@@ -45,19 +50,47 @@ class Encoder:
         """Token ids of each text, special tokens included, neither padded nor truncated."""
         if self._pooling.lower_case:
             texts = [text.lower() for text in texts]
-        encoded = self._tokenizer(list(texts), padding=False, truncation=False, verbose=False)
+        encoded = self._tokenizer(
+            list(texts),
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Sequence[int]]) -> Tensor:
         """B lists of token ids → [B, D] float32 on the CPU."""
-        width = max(len(tokens) for tokens in batch)
-        input_ids = torch.zeros((len(batch), width), dtype=torch.long)
-        mask = torch.zeros_like(input_ids)
-        for row, tokens in enumerate(batch):
-            input_ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
+        rows = [torch.tensor(tokens) for tokens in batch]
+        input_ids = pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(tokens) for tokens in batch])
+        mask = (torch.arange(input_ids.size(1)) < lengths.unsqueeze(1)).long()
         input_ids, mask = input_ids.to(self._model.device), mask.to(self._model.device)
         hidden = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return self._pooling(hidden, mask).cpu()
+
+    def share_cores(self, threads: int) -> None:
+        """Gives the calling thread its part of the processor's cores, where so many compute."""
+        # torch.set_num_threads would be heard by all threads that start later, whatever they do.
+        threadpool_limits(max(1, torch.get_num_threads() // threads), user_api="openmp")
+
+    def _measure_pass_cost(self, tokens: int = 128) -> int:
+        """Little on a CPU, where every token costs; much on a GPU that waits for its work.
+
+        Blocks for six small forward passes, the first of which warm the model up.
+        """
+
+        def seconds(batch: Sequence[Sequence[int]]) -> float:
+            times = []
+            for _ in range(3):
+                started = time.perf_counter()
+                self.encode(batch)
+                times.append(time.perf_counter() - started)
+            return min(times)
+
+        width = min(self.max_length, 32)
+        one, many = seconds([[0]]), seconds([[0] * width] * (tokens // width))
+        return round(tokens * one / max(many - one, one / tokens))

@@ -2,7 +2,8 @@
 
 import asyncio
 import base64
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -44,17 +45,18 @@ async def create_embeddings(
 
 
 def render(embeddings: Embeddings, model: str, encoding: Literal["float", "base64"]) -> str:
-    vectors: Sequence[list[float] | str]
+    vectors: Iterable[list[float] | str]
     if encoding == "float":
         vectors = embeddings.as_lists()
     else:
-        vectors = [base64.b64encode(vector).decode() for vector in embeddings.as_bytes()]
-    return EmbeddingsResponse(
-        object="list",
-        data=[
-            EncodedEmbedding(object="embedding", index=index, embedding=vector)
-            for index, vector in enumerate(vectors)
-        ],
-        model=model,
-        usage=Usage(prompt_tokens=embeddings.tokens, total_tokens=embeddings.tokens),
-    ).model_dump_json()
+        vectors = (base64.b64encode(vector).decode() for vector in embeddings.as_bytes())
+    # One at a time: in one go, the dump would keep the event loop's thread from running.
+    data = ",".join(
+        EncodedEmbedding(object="embedding", index=index, embedding=vector).model_dump_json()
+        for index, vector in enumerate(vectors)
+    )
+    usage = Usage(prompt_tokens=embeddings.tokens, total_tokens=embeddings.tokens)
+    return (
+        f'{{"object":"list","data":[{data}],'
+        f'"model":{json.dumps(model)},"usage":{usage.model_dump_json()}}}'
+    )
