@@ -179,8 +179,8 @@ class Batcher:
         except BaseException:  # SystemExit too, which would end the thread without a word
             logger.critical("the batcher died", exc_info=True)
             reason = "The model stopped working and is being restarted."
-            self._fail(batch, reason)
             self._close(reason)
+            self._fail(batch, reason)
 
     def _next_batch(self) -> list[Item]:
         """Waits for texts. Empty at the end."""
