@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx2
 
+from .conftest import Server
+
 PATH = "/v1/chat/completions"
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
@@ -32,6 +34,14 @@ def test_a_stalled_body_is_a_408(make_server: Callable[..., Any]) -> None:
         assert head.startswith(b"HTTP/1.1 408")
         assert json.loads(body)["error"]["code"] == "request_timeout"
         connection.close()
+
+
+def test_what_is_no_http_is_a_400(narrow_server: Server) -> None:
+    with socket.create_connection(narrow_server.address) as connection:
+        connection.sendall(f"{HEAD}Content-Length: -1\r\n\r\n".encode())
+        head, _, body = answer_of(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert json.loads(body)["error"]["code"] == "invalid_http"
 
 
 def test_a_head_that_never_ends_is_cut_off(make_server: Callable[..., Any]) -> None:

@@ -189,6 +189,16 @@ def test_a_lone_surrogate_is_a_400(client: TestClient) -> None:
     assert client.post("/v1/chat/completions", content=content, headers=headers).status_code == 400
 
 
+def test_what_is_too_deep_for_the_template_is_a_400(api: OpenAI) -> None:
+    arguments = '{"a": ' + "[" * 900 + "]" * 900 + "}"
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    deep: Any = [{"role": "assistant", "tool_calls": [call]}, *HELLO]
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.chat.completions.create(model="tiny-chat", messages=deep)
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["param"] == "messages"
+
+
 @pytest.mark.parametrize(
     "extreme",
     [{"temperature": 1e-40}, {"extra_body": {"top_k": 2**63}}, {"seed": -(2**70)}],

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
+import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
@@ -21,6 +22,11 @@ def test_health_tells_device_models_time_and_pid(client: TestClient) -> None:
 def test_live_and_ready(client: TestClient) -> None:
     assert client.get("/health/live").json() == {"status": "alive"}
     assert client.get("/health/ready").json() == {"status": "ready"}
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
+def test_a_head_is_enough(client: TestClient, path: str) -> None:
+    assert client.head(path).status_code == 200
 
 
 def test_health_needs_no_key(make_client: Callable[..., TestClient]) -> None:

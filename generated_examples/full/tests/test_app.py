@@ -35,6 +35,11 @@ def test_wrong_method_has_the_envelope(client: TestClient) -> None:
     assert response.headers["allow"] == "GET"
 
 
+def test_all_methods_of_a_url_are_allowed(client: TestClient) -> None:
+    assert client.put("/v1/files").headers["allow"] == "GET, POST"
+    assert client.options("/v1/files/file-1").headers["allow"] == "DELETE, GET"
+
+
 def test_unknown_model_has_the_envelope(client: TestClient) -> None:
     assert assert_envelope(client.get("/v1/models/a/b"), 404)["param"] == "model"
 

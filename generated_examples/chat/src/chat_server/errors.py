@@ -7,12 +7,14 @@ shows its user "no body". https://platform.openai.com/docs/guides/error-codes
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from fastapi import FastAPI, Request, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from .models import errors as model_errors
 
@@ -21,6 +23,22 @@ ERROR_TYPES = {
     403: "permission_error",
     429: "rate_limit_error",
 }
+
+
+DESCRIPTIONS = {
+    400: "The request is not valid",
+    401: "The API key is missing or wrong",
+    404: "There is no such model, file or page",
+    408: "The body of the request stalled",
+    413: "The body of the request, or the file in it, is too large",
+    429: "Too much work waits already",
+    500: "The server had an error; its log says more under the request id",
+    503: "The server cannot answer now: it is shutting down, or what it needs does not work",
+    504: "The answer took longer than a request may take",
+}
+RETRIED = (429, 503)
+
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
 class ErrorDetail(BaseModel):
@@ -32,6 +50,21 @@ class ErrorDetail(BaseModel):
 
 class ErrorEnvelope(BaseModel):
     error: ErrorDetail
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors with these statuses, as the OpenAPI document describes them."""
+    responses: dict[int | str, dict[str, Any]] = {
+        # FastAPI would otherwise list its own 422, which no client ever sees here.
+        "default": {"model": ErrorEnvelope, "description": "Any other error"}
+    }
+    for each in statuses:
+        responses[each] = {"model": ErrorEnvelope, "description": DESCRIPTIONS[each]}
+        if each in RETRIED:
+            schema = {"type": "integer", "minimum": 1}
+            retry_after = {"description": "Seconds to wait", "required": True, "schema": schema}
+            responses[each]["headers"] = {"Retry-After": retry_after}
+    return responses
 
 
 class APIError(HTTPException):
@@ -144,8 +177,22 @@ def location(loc: Sequence[str | int]) -> str | None:
     return path.removeprefix(".") or None
 
 
+def allowed_methods(request: Request) -> str:
+    """The methods of all routes at the URL. Starlette's own header knows the first one's alone."""
+
+    path, root_path = request.scope["path"], request.scope["root_path"]
+
+    def is_allowed(method: str) -> bool:
+        scope = {"type": "http", "method": method, "path": path, "root_path": root_path}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return ", ".join(filter(is_allowed, METHODS))
+
+
 async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
+        error.headers = {**(error.headers or {}), "Allow": allowed_methods(request)}
     if error.status_code == status.HTTP_404_NOT_FOUND and error.detail == "Not Found":
         error.detail = f"Unknown URL: {request.method} {request.url.path}"
     return error_response(error)

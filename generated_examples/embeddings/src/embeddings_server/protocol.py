@@ -1,4 +1,5 @@
-"""uvicorn's HTTP/1.1 with what it lacks: bounds on the head of a request.
+"""uvicorn's HTTP/1.1 with what it lacks: bounds on the head of a request, and the envelope around
+what it says itself.
 
 A client that never sends the end of its headers would keep its connection for ever, and whatever it
 has sent of them in memory.
@@ -6,7 +7,10 @@ has sent of them in memory.
 
 import asyncio
 
+from fastapi import status
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .errors import APIError, error_response
 
 HEAD_SECONDS = 10.0
 HEAD_SIZE = 64 * 1024
@@ -44,6 +48,18 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        error = APIError(status.HTTP_400_BAD_REQUEST, msg, code="invalid_http")
+        body = bytes(error_response(error).body)
+        head = [
+            "HTTP/1.1 400 Bad Request",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            "connection: close",
+        ]
+        self.transport.write("\r\n".join([*head, "", ""]).encode() + body)
+        self.transport.close()
 
     def _start_timer(self) -> None:
         self._stop_timer()

@@ -4,16 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.middleware import Middleware
+from fastapi.security import HTTPBearer
 
 from . import custom
 from .background import repeat
 from .body import BodyMiddleware
 from .dependencies import State
 from .drain import Drain
-from .errors import ErrorEnvelope, add_error_handlers
+from .errors import add_error_handlers, documented
 from .files.store import FileStore
 from .middleware import APIKeyMiddleware, DrainMiddleware, RequestContextMiddleware
 from .models.catalog import configured_models
@@ -51,9 +53,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     drain = Drain()
     middleware = [Middleware(RequestContextMiddleware), Middleware(DrainMiddleware, drain=drain)]
+    guarded: dict[str, Any] = {}
     if settings.api_keys:
         keys = [key.get_secret_value() for key in settings.api_keys]
         middleware.append(Middleware(APIKeyMiddleware, keys=keys))
+        # For the OpenAPI document: it is the middleware that asks.
+        guarded["dependencies"] = [Depends(HTTPBearer(auto_error=False))]
+        guarded["responses"] = documented(401)
     uploads = {"/v1/files": settings.max_upload_size + files.FORM_OVERHEAD}
     middleware.append(
         Middleware(
@@ -68,13 +74,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="files-server",
         lifespan=lifespan,
         middleware=middleware,
-        responses={"default": {"model": ErrorEnvelope, "description": "Any error"}},
+        # Of the layers around the routes; the routers add their own.
+        responses=documented(400, 408, 413, 500, 503),
     )
     app.state.drain = drain
     add_error_handlers(app)
-    app.include_router(files.router)
+    app.include_router(files.router, **guarded)
     app.include_router(health.router)
-    app.include_router(models.router)
+    app.include_router(models.router, **guarded)
     for router in custom.ROUTERS:
-        app.include_router(router)
+        app.include_router(router, **guarded)
     return app

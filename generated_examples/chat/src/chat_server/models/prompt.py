@@ -61,11 +61,19 @@ class PromptEncoder:
         """
         from jinja2 import TemplateError
 
+        # Templates compute with what the client sent, so all of these mean the client's messages.
+        refusals = (
+            TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        )
         try:
             text = self._render(conversation, True)
             text.encode()  # a template may read fields that nobody has checked
-        # Templates compute with what the client sent, so all of these mean the client's messages.
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except refusals as error:
             raise InvalidInput(
                 f"The model's chat template refuses these messages: {error}", "messages"
             ) from error

@@ -7,6 +7,7 @@ from openai.types.chat import ChatCompletion
 
 from ..dependencies import RegistryDep, SettingsDep
 from ..disconnect import until_disconnect
+from ..errors import documented
 from ..models.chat import ChatModel
 from ..schemas.chat import ChatRequest
 from ..sse import EventStream
@@ -14,11 +15,14 @@ from .chat_answer import whole_answer
 from .chat_parts import Head
 from .chat_stream import stream_events
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], responses=documented(404, 429, 504))
 
 
 @router.post(
-    "/v1/chat/completions", response_model=ChatCompletion, response_model_exclude_none=True
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    response_model_exclude_none=True,
+    responses={200: {"content": {EventStream.media_type: {"schema": {"type": "string"}}}}},
 )
 async def create_chat_completion(
     body: ChatRequest, request: Request, registry: RegistryDep, settings: SettingsDep

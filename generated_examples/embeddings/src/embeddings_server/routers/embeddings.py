@@ -13,10 +13,11 @@ from openai.types.embedding import Embedding
 
 from ..dependencies import RegistryDep
 from ..disconnect import until_disconnect
+from ..errors import documented
 from ..models.embeddings import Embeddings, EmbeddingsModel
 from ..schemas.embeddings import EmbeddingsRequest
 
-router = APIRouter(tags=["embeddings"])
+router = APIRouter(tags=["embeddings"], responses=documented(404, 429, 504))
 
 
 class EncodedEmbedding(Embedding):

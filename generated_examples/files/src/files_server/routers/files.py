@@ -14,7 +14,7 @@ from openai.types import FileDeleted
 
 from ..dependencies import FilesDep, SettingsDep
 from ..disconnect import until_disconnect
-from ..errors import APIError
+from ..errors import APIError, documented
 from ..files.errors import FileNotFound, InvalidPdf
 from ..files.pdf import is_pdf, render_pages
 from ..files.store import CHUNK_SIZE, FILE_ID, Download, StoredFile
@@ -26,6 +26,8 @@ FORM_OVERHEAD = 64 * 1024
 """What the body of an upload may have beyond the file: the other fields, headers, boundaries."""
 
 MAX_FILENAME = 255
+
+ANY_BYTES = "application/octet-stream"
 
 
 async def translate_errors() -> AsyncIterator[None]:
@@ -58,6 +60,12 @@ async def get_file(file_id: str, files: FilesDep) -> StoredFile:
 
 
 StoredFileDep = Annotated[StoredFile, Depends(get_file)]
+
+
+def sent_as(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """The responses of a download, as the OpenAPI document describes them."""
+    schema = {"type": "string", "format": "binary"}
+    return {200: {"content": {media_type: {"schema": schema}}}, **documented(404)}
 
 
 def as_file_object(file: StoredFile) -> File:
@@ -136,28 +144,30 @@ async def list_files(
     )
 
 
-@router.get("/{file_id}", response_model_exclude_none=True)
+@router.get("/{file_id}", response_model_exclude_none=True, responses=documented(404))
 async def retrieve_file(file: StoredFileDep) -> File:
     """What is known about a file."""
     return as_file_object(file)
 
 
-@router.delete("/{file_id}")
+@router.delete("/{file_id}", responses=documented(404))
 async def delete_file(file: StoredFileDep, files: FilesDep) -> FileDeleted:
     """Deletes a file and its rendered pages."""
     await files.delete(file)
     return FileDeleted(id=file.id, deleted=True, object="file")
 
 
-@router.get("/{file_id}/content", response_class=StreamingResponse)
+@router.get("/{file_id}/content", response_class=StreamingResponse, responses=sent_as(ANY_BYTES))
 async def download_file(file: StoredFileDep, files: FilesDep) -> StreamingResponse:
     """The bytes of a file."""
     # Whatever the client said the file is: a browser must never run it as a page of this service.
     headers = {"Content-Disposition": attachment(file.filename)}
-    return as_response(await files.content(file), "application/octet-stream", headers)
+    return as_response(await files.content(file), ANY_BYTES, headers)
 
 
-@router.get("/{file_id}/pages/{number}", response_class=StreamingResponse)
+@router.get(
+    "/{file_id}/pages/{number}", response_class=StreamingResponse, responses=sent_as("image/png")
+)
 async def download_page(file: StoredFileDep, number: int, files: FilesDep) -> StreamingResponse:
     """A page of a PDF as a PNG, the first is number 1. Needs an upload with `convert_pdf`."""
     return as_response(await files.page(file, number), "image/png", {})

@@ -7,6 +7,7 @@ from openai.types import Model
 from pydantic import BaseModel, Field
 
 from ..dependencies import RegistryDep
+from ..errors import documented
 from ..models.base import ModelSpec
 
 router = APIRouter(tags=["models"])
@@ -42,7 +43,9 @@ async def list_models(registry: RegistryDep) -> ModelList:
     return ModelList(data=[card(spec, registry) for spec in registry.specs])
 
 
-@router.get("/v1/models/{model_id:path}", response_model_exclude_none=True)
+@router.get(
+    "/v1/models/{model_id:path}", response_model_exclude_none=True, responses=documented(404)
+)
 async def retrieve_model(model_id: str, registry: RegistryDep) -> ModelCard:
     """One model. Hub ids contain a slash, so the id is all the rest of the path."""
     return card(registry.spec(model_id), registry)

@@ -1,0 +1,54 @@
+"""The OpenAPI document keeps its word: every operation, called with much of what the document
+allows and much of what it does not, answers as it says.
+"""
+
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from schemathesis import Case
+
+from chat_server.app import create_app
+from chat_server.settings import Settings
+
+# For each operation, beside the examples that go through its schema one field at a time. A few
+# thousand take minutes and find more.
+RANDOM_EXAMPLES = 10
+
+CONFIG = {
+    "suppress-health-check": ["all"],  # machines are slow at times
+    "generation": {"max-examples": RANDOM_EXAMPLES, "deterministic": True, "database": "none"},
+    "auth": {"openapi": {"HTTPBearer": {"bearer": "sk-tests"}}},
+    # The document cannot say everything: a model holds so many tokens, a tool has to exist.
+    "checks": {"positive_data_acceptance": {"enabled": False}},
+}
+
+
+def make_app(**settings: Any) -> FastAPI:
+    return create_app(Settings(_env_file=None, api_keys="sk-tests", **settings))
+
+
+def document() -> dict[str, Any]:
+    document = make_app().openapi()
+    for path in document["paths"].values():
+        for operation in path.values():
+            del operation["responses"]["default"]  # a status that is not listed is a failure
+    schemas = document["components"]["schemas"]  # nobody guesses the name of a model
+    schemas["ChatRequest"]["properties"]["model"]["enum"] = ["tiny-chat"]
+    return document
+
+
+schema = schemathesis.openapi.from_dict(document(), config=schemathesis.Config.from_dict(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def app(tiny_settings: dict[str, Any]) -> FastAPI:
+    return make_app(default_max_tokens=4, **tiny_settings)
+
+
+@schema.parametrize()
+def test_every_operation_answers_as_documented(case: Case, app: FastAPI) -> None:
+    # The tests were collected before there were models to serve.
+    case.operation.app = case.operation.schema.app = app
+    case.call_and_validate()
