@@ -66,6 +66,8 @@ class EmbeddingsModel(Model):
         from .encoder import Encoder  # imports torch and transformers
 
         encoder = Encoder.load(local_folder(source), device)
+        with encoder.share_cores(THREADS):
+            pass_cost = encoder.measure_pass_cost()
         max_tokens, max_texts = settings.embeddings_batch_tokens, settings.embeddings_batch_texts
         return cls(
             encoder,
@@ -73,7 +75,7 @@ class EmbeddingsModel(Model):
                 encoder.encode,
                 max_tokens=max_tokens,
                 max_texts=max_texts,
-                max_padding=encoder.pass_cost,
+                max_padding=pass_cost,
                 threads=THREADS,
                 prepare=partial(encoder.share_cores, THREADS),
             ),

@@ -34,8 +34,6 @@ class Encoder:
             tokenizer.model_max_length,
         )
         self.max_length: int = min(limit for limit in limits if limit)
-        self.pass_cost = self._measure_pass_cost()
-        """What a forward pass costs beyond its tokens, in tokens"""
 
     @classmethod
     def load(cls, folder: Path, device: Device) -> Self:
@@ -72,25 +70,30 @@ class Encoder:
         hidden = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return self._pooling(hidden, mask).cpu()
 
-    def share_cores(self, threads: int) -> None:
-        """Gives the calling thread its part of the processor's cores, where so many compute."""
+    def share_cores(self, threads: int) -> threadpool_limits:
+        """Gives the calling thread its part of the processor's cores, where so many compute.
+
+        For good, or until the end of a `with` block.
+        """
         # torch.set_num_threads would be heard by all threads that start later, whatever they do.
-        threadpool_limits(max(1, torch.get_num_threads() // threads), user_api="openmp")
+        return threadpool_limits(max(1, torch.get_num_threads() // threads), user_api="openmp")
 
-    def _measure_pass_cost(self, tokens: int = 128) -> int:
-        """Little on a CPU, where every token costs; much on a GPU that waits for its work.
+    def measure_pass_cost(self, tokens: int = 32, texts: int = 4) -> int:
+        """What a forward pass costs beyond its tokens, in tokens: texts alone against together.
 
-        Blocks for six small forward passes, the first of which warm the model up.
+        Little on a CPU, where every token costs; much on a GPU that waits for its work. Blocks for
+        a few small passes.
         """
 
-        def seconds(batch: Sequence[Sequence[int]]) -> float:
+        def seconds(size: int) -> float:
+            batch = [[0] * min(tokens, self.max_length)] * size
             times = []
-            for _ in range(3):
+            for _ in range(3):  # the first warms up
                 started = time.perf_counter()
                 self.encode(batch)
                 times.append(time.perf_counter() - started)
             return min(times)
 
-        width = min(self.max_length, 32)
-        one, many = seconds([[0]]), seconds([[0] * width] * (tokens // width))
-        return round(tokens * one / max(many - one, one / tokens))
+        alone, together = seconds(1), seconds(texts)
+        saved_by_each = max(0.0, texts * alone - together) / (texts - 1)
+        return round(saved_by_each * texts * tokens / together)
