@@ -133,7 +133,11 @@ class BatchingEngine:
         self._manager.logit_processor.tensors_required = 1
         self._manager.warmup()  # creates the cache here, where a failure is the caller's
         assert self._manager.batch_processor is not None
-        capacity = infer_max_single_request_tokens(self._manager.batch_processor.cache)
+        cache = self._manager.batch_processor.cache
+        # Written to, or its memory would be taken only as it is used: a machine that has too little
+        # says so now, not under load.
+        cache.cache_tensor.zero_()
+        capacity = infer_max_single_request_tokens(cache)
         text_config = model.config.get_text_config()
         context = getattr(text_config, "max_position_embeddings", capacity)
         self.max_length: int = min(capacity, context)
