@@ -76,7 +76,9 @@ class Sampler(ContinuousBatchingLogitsProcessor):
         return torch.zeros(len(self._rows), dtype=torch.int32)
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
-        return mark_choices(scores, self._rows)
+        # Further rows are of prompts that have not been read to their end, and choose nothing yet.
+        mark_choices(scores[: len(self._rows)], self._rows)
+        return scores
 
 
 class Place(NamedTuple):
