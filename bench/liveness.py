@@ -69,6 +69,7 @@ class Service:
             "max_tokens": tokens,
             "ignore_eos": True,
             "stream": True,
+            "stream_options": {"include_usage": True},
         }
         return Request(CHAT, body, tokens)
 
