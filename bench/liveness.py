@@ -110,7 +110,7 @@ class Service:
         self.put(2, [self.embed(inputs, "float") for _ in range(4)])
 
     def long_texts(self) -> None:
-        """A megabyte to tokenise in each, for a 400 that says that it is too long."""
+        """A megabyte to tokenise in each: too long, or too many tokens for the queue."""
         rng = seeded("liveness", "long")
         content = words(rng, 150_000)
         long_chat = self.chat(0, tokens=1)
@@ -118,7 +118,7 @@ class Service:
         long_input = self.embed([content])
         with ThreadPoolExecutor(4) as clients:
             statuses = set(clients.map(self.ask, [long_chat, long_input] * 6))
-        assert statuses == {400}, statuses
+        assert 400 in statuses and statuses <= {400, 429}, statuses
 
     def everything(self) -> None:
         with ThreadPoolExecutor() as loads:

@@ -9,10 +9,8 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from types import FrameType
 
@@ -24,6 +22,7 @@ from bench.serving.processes import ROOT, Failed
 from bench.serving.workload import FULL, QUICK, Workload
 
 RESULTS = ROOT / "bench" / "results"
+ROUNDS = {"chat": measure.measure_chat_round, "embeddings": measure.measure_embeddings_round}
 
 
 def positive(text: str) -> int:
@@ -96,18 +95,6 @@ def save(results: Results, work: Workload, everybody: list[Peer], head: str, *, 
     return text
 
 
-def steps(
-    number: int, everybody: list[Peer], run: Callable[[Peer], None], ceilings: Callable[[], None]
-) -> list[tuple[str, Callable[[], None]]]:
-    """A round's measurements, beginning somewhere else in each."""
-    found: list[tuple[str, Callable[[], None]]] = [
-        (f"{peer.name}, {peer.kind}", partial(run, peer)) for peer in everybody
-    ]
-    found.append(("ceilings", ceilings))
-    start = (number * len(found) // 3) % len(found)
-    return found[start:] + found[:start]
-
-
 def stop(signal_number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + signal_number)
 
@@ -135,18 +122,12 @@ def main() -> None:
     def minutes() -> str:
         return f"[{(time.monotonic() - begun) / 60:4.1f} min]"
 
-    def run(peer: Peer) -> None:
-        if not measure.measure_peer(peer, work, results):
-            usable.remove(peer)  # it would waste the other rounds as well
-
-    def ceilings() -> None:
-        measure.measure_ceilings(models, work, results)
-
     for number in range(rounds):
         results.round = number
-        for name, step in steps(number, usable, run, ceilings):
-            print(f"{minutes()} round {number + 1} of {rounds}: {name}", flush=True)
-            step()
+        for kind, measure_round in ROUNDS.items():
+            print(f"{minutes()} round {number + 1} of {rounds}: {kind}", flush=True)
+            peers = [peer for peer in usable if peer.kind == kind]
+            measure_round(peers, models, work, results)
         ours = next(peer for peer in everybody if peer.name == OURS and peer.kind == "chat")
         print(f"{minutes()} round {number + 1} of {rounds}: cost of a token", flush=True)
         measure.measure_token_cost(ours, models, work, results)

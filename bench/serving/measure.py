@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from bench.serving.environments import (
 from bench.serving.load import Load, Outcome, Request
 from bench.serving.peers import OURS, Peer, ours
 from bench.serving.processes import ROOT, Failed, Server, busy_seconds, free_port, put_load, serving
-from bench.serving.workload import Workload
+from bench.serving.workload import EmbeddingsCase, Workload
 
 LOGS = FOLDER / "logs"
 REQUEST_TIMEOUT = 150.0
@@ -51,6 +53,7 @@ class Results:
             lambda: defaultdict(dict)
         )
         self.failures: dict[str, Counter[str]] = defaultdict(Counter)
+        self.given_up: set[str] = set()
         self.round = 0
 
     def add(self, who: str, what: str, value: float) -> None:
@@ -58,6 +61,11 @@ class Results:
 
     def fail(self, who: str, reason: str) -> None:
         self.failures[who][reason] += 1
+
+    def give_up(self, who: str, reason: str) -> None:
+        """It would waste the other cases and rounds as well."""
+        self.fail(who, reason)
+        self.given_up.add(who)
 
     def values(self, who: str, what: str) -> dict[int, float]:
         return dict(self.figures.get(who, {}).get(what, {}))
@@ -75,29 +83,86 @@ def say(text: str) -> None:
     print(f"    {text}", flush=True)
 
 
-def measure_peer(peer: Peer, work: Workload, results: Results) -> bool:
-    """Starts it, asks it everything of its kind, ends it. False when it did not get through."""
+@contextmanager
+def started(peers: Sequence[Peer], results: Results) -> Iterator[list[tuple[Peer, Server]]]:
+    """Those that start and answer, side by side. An idle server costs nothing."""
+    with ExitStack() as servers:
+        running = []
+        for peer in peers:
+            who = f"{peer.name} {peer.kind}"
+            if who in results.given_up:
+                continue
+            say(who)
+            with attempt(who, results), ExitStack() as own:
+                server = own.enter_context(start(peer, results))
+                measure_boot(peer, server, results)
+                servers.push(own.pop_all())
+                running.append((peer, server))
+        yield running
+
+
+def start(peer: Peer, results: Results) -> AbstractContextManager[Server]:
     port = free_port()
-    name = f"{peer.name} {peer.kind}"
+    name = f"{peer.name} {peer.kind} round {results.round}"
+    return serving(name, peer.command(port), port, peer.env(port), peer.cwd, LOGS)
+
+
+@contextmanager
+def attempt(who: str, results: Results) -> Iterator[None]:
+    """One who fails is written down, and the others go on."""
     try:
-        with serving(
-            f"{name} round {results.round}",
-            peer.command(port),
-            port,
-            peer.env(port),
-            peer.cwd,
-            LOGS,
-        ) as server:
-            measure_boot(peer, server, results)
-            if peer.kind == "chat":
-                measure_chat(peer, server, work, results)
-            else:
-                measure_embeddings(peer, server, work, results)
+        yield
     except (Failed, subprocess.SubprocessError, OSError) as error:
-        say(f"FAILED: {error}")
-        results.fail(name, str(error))
-        return False
-    return True
+        say(f"{who} FAILED: {error}")
+        results.give_up(who, str(error))
+
+
+def measure_chat_round(
+    peers: Sequence[Peer], models: Models, work: Workload, results: Results
+) -> None:
+    with started(peers, results) as running:
+        for number, clients in enumerate(work.chat):
+            steps: list[Step] = [
+                (f"{peer.name} chat", partial(measure_chat, peer, server, clients, work, results))
+                for peer, server in running
+            ]
+            for name, case in ((MANAGER, "manager"), (GENERATE, "generate")):
+                measure = partial(measure_chat_ceiling, name, case, clients, models, work, results)
+                steps.append((name, measure))
+            in_turn(steps, number, results)
+
+
+def measure_embeddings_round(
+    peers: Sequence[Peer], models: Models, work: Workload, results: Results
+) -> None:
+    with started(peers, results) as running:
+        for number, case in enumerate(work.embeddings):
+            steps: list[Step] = [
+                (
+                    f"{peer.name} embeddings",
+                    partial(measure_embeddings, peer, server, case, results),
+                )
+                for peer, server in running
+            ]
+            if case == work.ceiling_case:
+                steps.append((ENCODER, partial(measure_encoder, case, models, results)))
+            in_turn(steps, number, results)
+
+
+Step = tuple[str, Callable[[], None]]
+"""Who is measured, and how"""
+
+
+def in_turn(steps: Sequence[Step], number: int, results: Results) -> None:
+    """One right after the other, for the machine is slower in some minutes than in others.
+
+    number: of the case, so that somebody else begins in each of them and in each round.
+    """
+    first = (results.round + number) % len(steps)
+    for who, step in [*steps[first:], *steps[:first]]:
+        if who not in results.given_up:
+            with attempt(who, results):
+                step()
 
 
 @dataclass
@@ -147,53 +212,53 @@ def measure_boot(peer: Peer, server: Server, results: Results) -> None:
     say(f"ready {ready:.1f} s, answered {answered:.1f} s, {resident / 2**20:.0f} MiB")
 
 
-def measure_chat(peer: Peer, server: Server, work: Workload, results: Results) -> None:
-    for clients, count in work.chat.items():
-        asked = peer.chat_requests(clients, count)
-        warm = workload.prompts((results.round, clients, "warm"), clients)
-        prompts = workload.prompts((results.round, clients), asked)
-        if not peer.one_at_a_time or clients == 1:
-            ask(server, [peer.chat(prompt, 4) for prompt in warm], clients)
-        requests = [peer.chat(prompt, work.tokens) for prompt in prompts]
-        with Clock(server) as clock:
-            outcome = ask(server, requests, clients)
-        record(peer, f"chat {clients}", outcome, clock, results)
-        fine = [sample for sample in outcome.samples if sample.units]
-        if not fine:
-            continue
-        rate = sum(sample.units for sample in fine) / outcome.seconds
-        firsts = [sample.first for sample in fine]
-        results.add(peer.name, f"chat {clients} tokens/s", rate)
-        results.add(peer.name, f"chat {clients} first p50", percentile(firsts, 0.5))
-        results.add(peer.name, f"chat {clients} first p95", percentile(firsts, 0.95))
-        say(
-            f"{clients:>2} streams: {rate:6.1f} tokens/s, first text "
-            f"p50 {percentile(firsts, 0.5) * 1000:.0f} ms, "
-            f"p95 {percentile(firsts, 0.95) * 1000:.0f} ms ({asked} requests)"
-        )
+def measure_chat(
+    peer: Peer, server: Server, clients: int, work: Workload, results: Results
+) -> None:
+    asked = peer.chat_requests(clients, work.chat[clients])
+    warm = workload.prompts((results.round, clients, "warm"), clients)
+    prompts = workload.prompts((results.round, clients), asked)
+    if not peer.one_at_a_time or clients == 1:
+        ask(server, [peer.chat(prompt, 4) for prompt in warm], clients)
+    requests = [peer.chat(prompt, work.tokens) for prompt in prompts]
+    with Clock(server) as clock:
+        outcome = ask(server, requests, clients)
+    record(peer, f"chat {clients}", outcome, clock, results)
+    fine = [sample for sample in outcome.samples if sample.units]
+    if not fine:
+        return
+    rate = sum(sample.units for sample in fine) / outcome.seconds
+    firsts = [sample.first for sample in fine]
+    results.add(peer.name, f"chat {clients} tokens/s", rate)
+    results.add(peer.name, f"chat {clients} first p50", percentile(firsts, 0.5))
+    results.add(peer.name, f"chat {clients} first p95", percentile(firsts, 0.95))
+    say(
+        f"{clients:>2} streams: {rate:6.1f} tokens/s, first text "
+        f"p50 {percentile(firsts, 0.5) * 1000:.0f} ms, "
+        f"p95 {percentile(firsts, 0.95) * 1000:.0f} ms ({peer.name}, {asked} requests)"
+    )
 
 
-def measure_embeddings(peer: Peer, server: Server, work: Workload, results: Results) -> None:
-    for case in work.embeddings:
-        warm_requests = case.clients if case.texts == 1 else 1
-        warm = workload.texts((results.round, case.key, "warm"), warm_requests * case.texts)
-        ask(server, batches(peer, warm, case.texts), case.clients)
-        texts = workload.texts((results.round, case.key), case.requests * case.texts)
-        with Clock(server) as clock:
-            outcome = ask(server, batches(peer, texts, case.texts), case.clients)
-        record(peer, case.key, outcome, clock, results)
-        fine = [sample for sample in outcome.samples if sample.units]
-        if not fine:
-            continue
-        rate = sum(sample.units for sample in fine) / outcome.seconds
-        totals = [sample.total for sample in fine]
-        results.add(peer.name, f"{case.key} texts/s", rate)
-        results.add(peer.name, f"{case.key} p50", percentile(totals, 0.5))
-        results.add(peer.name, f"{case.key} p95", percentile(totals, 0.95))
-        say(
-            f"{case.label}: {rate:6.1f} texts/s, p50 {percentile(totals, 0.5) * 1000:.0f} ms, "
-            f"p95 {percentile(totals, 0.95) * 1000:.0f} ms"
-        )
+def measure_embeddings(peer: Peer, server: Server, case: EmbeddingsCase, results: Results) -> None:
+    warm_requests = case.clients if case.texts == 1 else 1
+    warm = workload.texts((results.round, case.key, "warm"), warm_requests * case.texts)
+    ask(server, batches(peer, warm, case.texts), case.clients)
+    texts = workload.texts((results.round, case.key), case.requests * case.texts)
+    with Clock(server) as clock:
+        outcome = ask(server, batches(peer, texts, case.texts), case.clients)
+    record(peer, case.key, outcome, clock, results)
+    fine = [sample for sample in outcome.samples if sample.units]
+    if not fine:
+        return
+    rate = sum(sample.units for sample in fine) / outcome.seconds
+    totals = [sample.total for sample in fine]
+    results.add(peer.name, f"{case.key} texts/s", rate)
+    results.add(peer.name, f"{case.key} p50", percentile(totals, 0.5))
+    results.add(peer.name, f"{case.key} p95", percentile(totals, 0.95))
+    say(
+        f"{case.label}: {rate:6.1f} texts/s, p50 {percentile(totals, 0.5) * 1000:.0f} ms, "
+        f"p95 {percentile(totals, 0.95) * 1000:.0f} ms ({peer.name})"
+    )
 
 
 def batches(peer: Peer, texts: list[str], size: int) -> list[Request]:
@@ -214,46 +279,49 @@ def record(peer: Peer, case: str, outcome: Outcome, clock: Clock, results: Resul
         say(f"{case}: {count} failed: {error}")
 
 
-def measure_ceilings(models: Models, work: Workload, results: Results) -> None:
-    chat = {
-        str(clients): workload.prompts((results.round, clients), count)
-        for clients, count in work.chat.items()
-    }
-    shared = {"folder": str(models.chat), "tokens": work.tokens, "cases": chat}
-    for name, case in ((MANAGER, "manager"), (GENERATE, "generate")):
-        for clients, rate in run_ceiling(name, {"case": case, **shared}, results).items():
-            results.add(name, f"chat {clients} tokens/s", rate)
-    texts_case = max(work.embeddings, key=lambda case: case.clients)
-    sorted_texts = {
-        "case": "encoder",
-        "folder": str(models.embeddings),
-        "texts": workload.texts((results.round, texts_case.key), texts_case.requests),
-        "sizes": ENCODER_BATCHES,
-    }
-    figures = run_ceiling(ENCODER, sorted_texts, results)
+def measure_chat_ceiling(
+    name: str, case: str, clients: int, models: Models, work: Workload, results: Results
+) -> None:
+    prompts = workload.prompts((results.round, clients), work.chat[clients])
+    rates = run_ceiling(
+        name,
+        {
+            "case": case,
+            "folder": str(models.chat),
+            "tokens": work.tokens,
+            "cases": {str(clients): prompts},
+        },
+    )
+    results.add(name, f"chat {clients} tokens/s", rates[str(clients)])
+
+
+def measure_encoder(case: EmbeddingsCase, models: Models, results: Results) -> None:
+    figures = run_ceiling(
+        ENCODER,
+        {
+            "case": "encoder",
+            "folder": str(models.embeddings),
+            "texts": workload.texts((results.round, case.key), case.requests),
+            "sizes": ENCODER_BATCHES,
+        },
+    )
     for size, rate in figures.items():
         results.add(ENCODER, f"batch {size} texts/s", rate)
-    if figures:
-        results.add(ENCODER, "texts/s", max(figures.values()))
+    results.add(ENCODER, "texts/s", max(figures.values()))
 
 
-def run_ceiling(name: str, case: dict[str, Any], results: Results) -> dict[str, float]:
-    command = [sys.executable, "-m", "bench.serving.ceilings"]
-    try:
-        done = subprocess.run(
-            command,
-            input=json.dumps(case),
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            timeout=300,
-            check=True,
-        )
-    except subprocess.SubprocessError as error:
-        words = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        say(f"{name} FAILED: {words[-1]}")
-        results.fail(name, words[-1])
-        return {}
+def run_ceiling(name: str, case: dict[str, Any]) -> dict[str, float]:
+    """Raises Failed with the last line of what went wrong."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.serving.ceilings"],
+        input=json.dumps(case),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    if done.returncode:
+        raise Failed(done.stderr.strip().splitlines()[-1])
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     say(f"{name}: " + ", ".join(f"{key}: {rate:.0f}/s" for key, rate in figures.items()))
     return figures

@@ -43,6 +43,11 @@ class Workload:
     streamed_tokens: tuple[int, int]
     """Lengths of the streams whose difference gives the cost of a token"""
 
+    @property
+    def ceiling_case(self) -> EmbeddingsCase:
+        """The encoder alone computes the texts of most clients."""
+        return max(self.embeddings, key=lambda case: case.clients)
+
 
 FULL = Workload(
     tokens=64,
