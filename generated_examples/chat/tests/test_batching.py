@@ -83,6 +83,20 @@ async def test_same_seed_same_tokens_whatever_else_runs(engine: BatchingEngine) 
     assert beside[1] != alone
 
 
+async def test_sampling_goes_on_while_another_prompt_is_read_in_pieces(
+    model: LlamaForCausalLM,
+) -> None:
+    engine = start(model, share_prefixes=False)  # or the prompt would be read only once
+    params = [SamplingParams(max_tokens=20, temperature=1.0, seed=seed) for seed in range(5)]
+    requests = list(zip(PROMPTS, params, strict=True))
+    try:
+        alone = [await collect(submit(engine, *each)) for each in requests]
+        together = await asyncio.gather(*(collect(submit(engine, *each)) for each in requests))
+    finally:
+        engine.stop()
+    assert together == alone
+
+
 async def test_one_token_is_never_lost(engine: BatchingEngine) -> None:
     for _ in range(20):
         assert len(await collect(submit(engine, PROMPTS[0], greedy(max_tokens=1)))) == 1

@@ -5,6 +5,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -145,12 +146,32 @@ def test_sigterm_lets_the_stream_finish(make_server: Callable[..., Any]) -> None
     assert "unloaded tiny-chat" in server.log.read_text()
 
 
-def test_sigterm_ends_a_stream_that_overstays(make_server: Callable[..., Any]) -> None:
-    server = make_server(drain_seconds=0)
+def lines_of(url: str, lines: list[str]) -> None:
+    """Streams an answer of 1900 tokens into `lines`, which others may watch."""
+    body = request(max_tokens=1900, temperature=0)
+    with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
+        lines.extend(line for line in response.iter_lines() if line)
+
+
+def test_sigterm_ends_streams_that_overstay(make_server: Callable[..., Server]) -> None:
+    server = make_server(drain_seconds=2)
     assert not refused(server.url)
-    stream = stream_from(server.url, max_tokens=1900, temperature=0)
-    next(iter(stream))
-    server.process.send_signal(signal.SIGTERM)
+    answers: list[list[str]] = [[] for _ in range(8)]  # more than fit the KV cache
+    with ThreadPoolExecutor(8) as clients:
+        reading = [clients.submit(lines_of, server.url, lines) for lines in answers]
+        wait_until(lambda: all(answers))
+        server.process.send_signal(signal.SIGTERM)
+        ready = f"{server.url}/health/ready"
+        wait_until(lambda: httpx2.get(ready).status_code == 503)
+        assert httpx2.get(f"{server.url}/health/live").status_code == 200
+        assert not all(each.done() for each in reading)
+        for each in reading:
+            each.result()
+    cut_off = [lines[-1] for lines in answers if lines[-1] != "data: [DONE]"]
+    assert cut_off
+    for line in cut_off:
+        assert json.loads(line.removeprefix("data: "))["error"]["code"] == "shutting_down"
     assert server.process.wait(60) == 0
-    stream.close()
-    assert "unloaded tiny-chat" in server.log.read_text()
+    log = server.log.read_text()
+    assert "unloaded tiny-chat" in log
+    assert "Traceback" not in log

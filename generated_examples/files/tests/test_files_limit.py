@@ -1,15 +1,19 @@
 """Uploads that are too large or end too early: the limit acts while they arrive."""
 
 import asyncio
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from starlette.testclient import TestClient
 
 from files_server.files.store import FileStore
 
+from .conftest import Server
 from .uploads import MULTIPART_HEADERS, kept_in, multipart, upload
 
 pytestmark = pytest.mark.anyio
@@ -125,3 +129,17 @@ async def test_client_gone_while_it_waits(
     await request.run(client)
     assert request.status is None
     assert cancelled
+
+
+def test_stalled_uploads_stay_out_of_memory(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    before = server.resident_bytes()
+    half = multipart(b"x" * 1_800_000)[:900_000]
+    lines = ["POST /v1/files HTTP/1.1", "Host: x", "Content-Length: 1800000"]
+    lines += [f"{name}: {value}" for name, value in MULTIPART_HEADERS.items()]
+    with ExitStack() as stalled:
+        for _ in range(150):
+            client = stalled.enter_context(socket.create_connection(server.address, timeout=60))
+            client.sendall("\r\n".join([*lines, "", ""]).encode() + half)
+        assert httpx2.get(f"{server.url}/v1/files").status_code == 200
+        assert server.resident_bytes() - before < 100_000_000  # of 135 MB that have arrived

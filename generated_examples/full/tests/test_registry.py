@@ -373,3 +373,20 @@ def test_no_two_models_share_a_name(
     monkeypatch.setattr(custom, "models", two_models)
     with pytest.raises(ValueError, match="same"):
         configured_models(Settings(_env_file=None, **tiny_settings))
+
+
+async def test_no_two_models_are_read_at_once(
+    tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2)
+
+    def read(*_: object) -> None:
+        both.wait(0.5)  # raises when the other one does not come
+        raise AssertionError("two models were read at once")
+
+    monkeypatch.setattr("full_server.models.loading.load_chat_model", read)
+    monkeypatch.setattr("full_server.models.encoder.Encoder.load", read)
+    specs = configured_models(Settings(_env_file=None, **tiny_settings))
+    loads = [asyncio.to_thread(spec.load, Device()) for spec in specs]
+    for error in await asyncio.gather(*loads, return_exceptions=True):
+        assert isinstance(error, threading.BrokenBarrierError)

@@ -32,6 +32,9 @@ class ModelSpec:
     """The name that clients use."""
     model_class: type[Model]
     load: Callable[[Device], Model]
-    """Runs in a thread, so it may read files and block. Its errors become a 503."""
+    """Runs in a thread, so it may read files and block. Its errors become a 503.
+
+    It holds `source.LOADING` where it imports transformers.
+    """
     aliases: tuple[str, ...] = ()
     """Other names that clients may use, for example the folder of the weights."""

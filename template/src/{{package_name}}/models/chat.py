@@ -16,7 +16,7 @@ from .errors import DeadlineExceeded, InvalidInput
 from .output import Chunk, FinishReason, SequenceReader, Vocabulary
 from .params import ChatOptions, SamplingOptions, SamplingParams
 from .prompt import Conversation, PromptEncoder
-from .source import local_folder
+from .source import LOADING, local_folder
 from .tokens import Engine, TokenStream
 
 if TYPE_CHECKING:
@@ -102,9 +102,11 @@ class ChatModel(Model):
     @classmethod
     def load(cls, source: str, device: Device, settings: Settings) -> Self:
         """Reads the weights and starts the engine. Blocks."""
-        from .loading import load_chat_model  # imports torch and transformers
+        folder = local_folder(source)
+        with LOADING:
+            from .loading import load_chat_model  # imports torch and transformers
 
-        parts = load_chat_model(local_folder(source), device, settings)
+            parts = load_chat_model(folder, device, settings)
         engine = parts.engine
         return cls(
             parts.tokenizer,

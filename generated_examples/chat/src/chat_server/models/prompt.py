@@ -41,7 +41,11 @@ class PromptEncoder:
 
     @cached_property
     def layout(self) -> ToolLayout | None:
-        """How the template writes tool calls; None where it does not, or ignores the tools."""
+        """How the template writes tool calls; None where it does not, or ignores the tools.
+
+        Raises jinja2's TemplateSyntaxError for a template that is broken.
+        """
+        from jinja2 import TemplateSyntaxError
 
         def render(messages: Sequence[Mapping[str, Any]], with_head: bool) -> str:
             return self._render(Conversation(messages), with_head)
@@ -50,6 +54,8 @@ class PromptEncoder:
         try:
             with_tools = self._render(Conversation(question, [PROBE_TOOL]), True)
             reads_tools = with_tools != render(question, True)
+        except TemplateSyntaxError:
+            raise
         except Exception:
             reads_tools = False
         return read_layout(render) if reads_tools else None

@@ -1,7 +1,12 @@
 """Where a model's files come from: a folder of this machine, or the hub."""
 
+import threading
 from pathlib import Path
 
+LOADING = threading.Lock()
+"""Held while one model is read and made ready; downloads go on beside it. A thread that imports
+transformers while another one does finds half of it, and what a load measures it measures alone.
+"""
 WEIGHTS_AND_CONFIG = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 

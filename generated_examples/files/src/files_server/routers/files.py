@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile, status
 from fastapi.responses import StreamingResponse
 from obstore.exceptions import BaseError as StoreError
 from openai.types import FileDeleted
+from starlette.formparsers import MultiPartParser
 
 from ..dependencies import FilesDep, SettingsDep
 from ..disconnect import until_disconnect
@@ -28,6 +29,10 @@ FORM_OVERHEAD = 64 * 1024
 MAX_FILENAME = 255
 
 ANY_BYTES = "application/octet-stream"
+
+# What every upload holds in memory while it arrives; the rest is on the disk. With Starlette's
+# megabyte, a few hundred clients that stall would take all memory there is.
+MultiPartParser.spool_max_size = 64 * 1024
 
 
 async def translate_errors() -> AsyncIterator[None]:

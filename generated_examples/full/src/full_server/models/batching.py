@@ -76,7 +76,9 @@ class Sampler(ContinuousBatchingLogitsProcessor):
         return torch.zeros(len(self._rows), dtype=torch.int32)
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
-        return mark_choices(scores, self._rows)
+        # Further rows are of prompts that have not been read to their end, and choose nothing yet.
+        mark_choices(scores[: len(self._rows)], self._rows)
+        return scores
 
 
 class Place(NamedTuple):
@@ -133,7 +135,11 @@ class BatchingEngine:
         self._manager.logit_processor.tensors_required = 1
         self._manager.warmup()  # creates the cache here, where a failure is the caller's
         assert self._manager.batch_processor is not None
-        capacity = infer_max_single_request_tokens(self._manager.batch_processor.cache)
+        cache = self._manager.batch_processor.cache
+        # Written to, or its memory would be taken only as it is used: a machine that has too little
+        # says so now, not under load.
+        cache.cache_tensor.zero_()
+        capacity = infer_max_single_request_tokens(cache)
         text_config = model.config.get_text_config()
         context = getattr(text_config, "max_position_embeddings", capacity)
         self.max_length: int = min(capacity, context)

@@ -13,7 +13,7 @@ from .base import Model
 from .batcher import Batcher
 from .device import Device
 from .errors import DeadlineExceeded, InvalidInput
-from .source import local_folder
+from .source import LOADING, local_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,11 +63,13 @@ class EmbeddingsModel(Model):
     @classmethod
     def load(cls, source: str, device: Device, settings: Settings) -> Self:
         """Reads the weights and starts the threads. Blocks."""
-        from .encoder import Encoder  # imports torch and transformers
+        folder = local_folder(source)
+        with LOADING:
+            from .encoder import Encoder  # imports torch and transformers
 
-        encoder = Encoder.load(local_folder(source), device)
-        with encoder.share_cores(THREADS):
-            pass_cost = encoder.measure_pass_cost()
+            encoder = Encoder.load(folder, device)
+            with encoder.share_cores(THREADS):
+                pass_cost = encoder.measure_pass_cost()
         max_tokens, max_texts = settings.embeddings_batch_tokens, settings.embeddings_batch_texts
         return cls(
             encoder,

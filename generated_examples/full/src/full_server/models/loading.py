@@ -37,14 +37,20 @@ class ChatParts:
 
 
 def load_chat_model(folder: Path, device: Device, settings: Settings) -> ChatParts:
-    """Raises ValueError for a model without a chat template, OSError for missing files."""
+    """Raises ValueError for a model without a chat template or with a broken one, OSError for
+    missing files, and whatever transformers raises for corrupt ones.
+    """
     disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"{folder} has no fast tokenizer (tokenizer.json)")
     if not tokenizer.chat_template:
         raise ValueError(f"{folder} has no chat template: a base model cannot chat")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=device.dtype)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=device.dtype, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
+        raise ValueError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
     model = model.to(device.torch_device).eval()
 
     eos_token_ids = as_list(model.generation_config.eos_token_id) or as_list(tokenizer.eos_token_id)
