@@ -386,7 +386,7 @@ def measure_memory(models: Models, work: Workload, results: Results) -> None:
         with serving(SOAK, command, port, env, project, LOGS) as server:
             server.wait_ready("/health/ready")
             results.add(SOAK, resident_after(0), server.resident_bytes())
-            # One part more than asked for: the first fills the KV cache.
+            # One part more than asked for: in the first, the service gets to its working size.
             for number in range(1, SOAK_PARTS + 2):
                 outcome = ask(server, mixed(number, part), STREAMS)
                 for sample in outcome.samples:

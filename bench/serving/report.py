@@ -98,7 +98,7 @@ def targets(results: Results, work: Workload) -> list[Target]:
         found.append(Target(f"chat: {what} ÷ {SERVE}", 1.0, " x", values, at_most=True))
     part = work.soak_requests // measure.SOAK_PARTS
     end = measure.resident_after(part + work.soak_requests)
-    for before, name in ((0, "just loaded, its KV cache untouched"), (part, f"after {part:,}")):
+    for before, name in ((0, "just loaded"), (part, f"after {part:,}")):
         found.append(
             Target(
                 f"resident memory after {part + work.soak_requests:,} requests ÷ {name}",
