@@ -53,6 +53,14 @@ def probe(port: int, pipe: Connection) -> None:
     pipe.send(probes)
 
 
+LOADING = """\
+A load is the exception. It runs in a thread of its own and the garbage collector is paused, but
+some calls of C and Rust code keep the interpreter to themselves: for this model the dynamic linker
+with torch's libraries (0.2 s), json.load() of the 33 MB of tokenizer.json, twice (0.35 s each), and
+the tokenizers library that builds 262,144 tokens from it (0.4 s). They add up where one follows the
+other. `INFER_PRELOAD=true` has it over before the service is ready; deploy/ gives liveness 5 s."""
+
+
 class Service:
     """The requests of the phases."""
 
@@ -110,7 +118,7 @@ class Service:
         self.put(2, [self.embed(inputs, "float") for _ in range(4)])
 
     def long_texts(self) -> None:
-        """A megabyte to tokenise in each: too long, or too many tokens for the queue."""
+        """A megabyte to tokenise in each, for a 400 that says that it is too long."""
         rng = seeded("liveness", "long")
         content = words(rng, 150_000)
         long_chat = self.chat(0, tokens=1)
@@ -118,7 +126,7 @@ class Service:
         long_input = self.embed([content])
         with ThreadPoolExecutor(4) as clients:
             statuses = set(clients.map(self.ask, [long_chat, long_input] * 6))
-        assert 400 in statuses and statuses <= {400, 429}, statuses
+        assert statuses == {400}, statuses
 
     def everything(self) -> None:
         with ThreadPoolExecutor() as loads:
@@ -184,6 +192,7 @@ def main() -> None:
         "INFER_PORT": str(port),
         "INFER_CHAT_MODEL": chat,
         "INFER_EMBEDDINGS_MODEL": embeddings,
+        "INFER_MAX_QUEUE_TOKENS": "100000000",  # all of it is to be worked on, nothing refused
     }
     command = [sys.executable, "-m", PACKAGE]
     with (
@@ -202,7 +211,7 @@ def main() -> None:
         f"Python {platform.python_version()}, {os.cpu_count()} cores, "
         f"which the load generator and the prober share with the service.\n\n"
         + "\n".join(lines)
-        + "\n"
+        + f"\n\n{LOADING}\n"
     )
     RESULTS.write_text(text)
     print(text)
