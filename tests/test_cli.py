@@ -63,7 +63,7 @@ def test_new_ends_with_the_next_steps(folder: Path, run: Run) -> None:
     assert "  cd my-server" in lines
     assert lines[-1] == "  python -m my_server"
     assert outcome.err == (
-        f"Note: {__version__} is a development version; updates start with the first release.\n"
+        f"Note: this project cannot be updated later: {__version__} is not a released version.\n"
     )
 
 

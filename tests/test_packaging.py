@@ -37,6 +37,7 @@ def test_the_sdist_holds_the_template(dist: Path) -> None:
         names = {name.partition("/")[2] for name in tar.getnames()}
 
     assert template_files() <= names
+    assert "src/infer_scaffold/_history.bundle" in names
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} <= names
     assert not [name for name in names if CACHES & {*Path(name).parts}]
     assert not [name for name in names if name.startswith((".venv", ".git/"))]
@@ -49,6 +50,7 @@ def test_the_wheel_holds_the_template_and_nothing_besides_the_package(dist: Path
         names = set(wheel.namelist())
 
     assert {name.removeprefix(prefix) for name in names if prefix in name} == template_files()
+    assert "infer_scaffold/_history.bundle" in names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"infer_scaffold"}
 
 

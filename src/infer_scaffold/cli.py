@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from infer_scaffold import __version__, questions, template
+from infer_scaffold import __version__, history, questions, template
 from infer_scaffold.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,9 +100,9 @@ def new(
     project = generate.new(path, QUESTIONS, answers, ask=ask, repository=not no_git)
     for line in _report(project, repository=not no_git):
         typer.echo(line)
-    if "dev" in __version__:
+    if not history.holds(__version__):
         typer.echo(
-            f"Note: {__version__} is a development version; updates start with the first release.",
+            f"Note: this project cannot be updated later: {__version__} is not a released version.",
             err=True,
         )
 

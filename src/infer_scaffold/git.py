@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from infer_scaffold.errors import UserError
@@ -19,17 +20,17 @@ _KEPT_ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM",
 }
 
-# The first commit must not depend on how a machine is set up: no signing key, no hooks, no
-# housekeeping, and files as they were rendered.
+# Nothing may depend on how a machine is set up: no signing key, no hooks, no housekeeping.
 _SETTINGS = {
     "init.defaultBranch": "main",
     "commit.gpgSign": "false",
     "core.hooksPath": os.devnull,
-    "core.autocrlf": "false",
     "core.fsmonitor": "false",
     "maintenance.auto": "false",
     "gc.auto": "0",
 }
+# Files as they were rendered. A person's own work tree keeps the line ends of their choice.
+AS_RENDERED = {"core.autocrlf": "false", "core.eol": "lf"}
 _FALLBACK_IDENTITY = {"user.name": "infer-scaffold", "user.email": "infer-scaffold@localhost"}
 
 
@@ -48,16 +49,40 @@ def enclosing_work_tree(folder: Path) -> Path | None:
 
 def make_repository(folder: Path, message: str) -> None:
     """Make `folder` a git repository whose first commit, on main, holds every file in it."""
-    _check(folder, "init", "--quiet")
+    remedy = "put that right, or use --no-git."
+    output(folder, "init", "--quiet", remedy=remedy)
     # --force: a person's global ignore file must not decide what the project consists of.
-    _check(folder, "add", "--all", "--force")
-    _check(
+    output(folder, "add", "--all", "--force", settings=AS_RENDERED, remedy=remedy)
+    output(
         folder,
         "commit",
         "--quiet",
         f"--message={message}",
-        settings=_SETTINGS | _missing_identity(folder),
+        settings=AS_RENDERED | _missing_identity(folder),
+        remedy=remedy,
     )
+
+
+def output(
+    folder: Path,
+    *arguments: str,
+    settings: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
+    input: str = "",
+    remedy: str = "put that right and try again.",
+) -> str:
+    """Return what a git command prints; raise a UserError that ends in `remedy` if it fails.
+
+    `settings` are added to those that keep a machine's own out, `variables` to the environment.
+    """
+    result = _run(folder, *arguments, settings=settings, variables=variables, input=input)
+    if result.returncode != 0:
+        said = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
+        # Advice may come after the error.
+        reason = next((line for line in said if line.startswith(("fatal:", "error:"))), said[-1])
+        command = next(word for word in arguments if not word.startswith("-"))
+        raise UserError(f"git {command} failed ({reason}); {remedy}")
+    return result.stdout
 
 
 def _missing_identity(folder: Path) -> dict[str, str]:
@@ -66,34 +91,38 @@ def _missing_identity(folder: Path) -> dict[str, str]:
     return {key: value for key, value in _FALLBACK_IDENTITY.items() if key not in known}
 
 
-def _check(folder: Path, *arguments: str, settings: dict[str, str] = _SETTINGS) -> None:
-    result = _run(folder, *arguments, settings=settings)
-    if result.returncode != 0:
-        reason = (result.stderr.strip() or f"exit status {result.returncode}").splitlines()[-1]
-        raise UserError(f"git {arguments[0]} failed ({reason}); put that right, or use --no-git.")
+def environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for a git that no other repository and no machine gets in the way of.
 
-
-def _run(
-    folder: Path, *arguments: str, settings: dict[str, str] = _SETTINGS
-) -> subprocess.CompletedProcess[str]:
-    command = ["git"]
-    for key, value in settings.items():
-        command += ["-c", f"{key}={value}"]
-    return subprocess.run(
-        [*command, *arguments],
-        cwd=folder,
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-
-
-def _environment() -> dict[str, str]:
-    return {
+    `settings` are added to those that keep a machine's own out.
+    """
+    kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("GIT_") or name in _KEPT_ENVIRONMENT
     }
+    settings = {**_SETTINGS, **settings}
+    kept["GIT_CONFIG_COUNT"] = str(len(settings))
+    for number, (key, value) in enumerate(settings.items()):
+        kept[f"GIT_CONFIG_KEY_{number}"] = key
+        kept[f"GIT_CONFIG_VALUE_{number}"] = value
+    return kept
+
+
+def _run(
+    folder: Path,
+    *arguments: str,
+    settings: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
+    input: str = "",
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["git", *arguments],
+        cwd=folder,
+        env=environment(settings or {}) | dict(variables or {}),
+        input=input,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=False,
+    )
