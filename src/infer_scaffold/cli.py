@@ -4,6 +4,7 @@ import inspect
 import shlex
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -15,8 +16,11 @@ from infer_scaffold.errors import UserError
 
 if TYPE_CHECKING:
     from infer_scaffold.generate import Project
+    from infer_scaffold.update import Change
 
 QUESTIONS = questions.load(template.root())
+# Another name would move every file, and an update loses edits in files that move.
+CHANGEABLE = [question for question in QUESTIONS if question.name != "project_name"]
 
 app = typer.Typer(
     # Plain text: Rich takes "[default: ...]" in a help text for markup and drops it.
@@ -26,13 +30,22 @@ app = typer.Typer(
 )
 
 
-def _with_question_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the command's `**flags` by one option per question."""
-    signature = inspect.signature(command)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    parameters = [*own, *questions.options(QUESTIONS)]
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return command
+Command = Callable[..., None]
+
+
+def _with_question_options(
+    asked: list[questions.Question], *, defaults: bool
+) -> Callable[[Command], Command]:
+    """Replace a command's `**flags` by one option per question."""
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        parameters = [*own, *questions.options(asked, defaults=defaults)]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
 
 
 def _print_version(wanted: bool) -> None:
@@ -58,7 +71,7 @@ def _root(
 
 
 @app.command()
-@_with_question_options
+@_with_question_options(QUESTIONS, defaults=True)
 def new(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the new project.")],
     *,
@@ -105,6 +118,69 @@ def new(
             f"Note: this project cannot be updated later: {__version__} is not a released version.",
             err=True,
         )
+
+
+@app.command()
+@_with_question_options(CHANGEABLE, defaults=False)
+def update(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder of the project.", show_default=False)
+    ] = Path(),
+    *,
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Version to update to. [default: newest]")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would happen to each file.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Delete without asking what is to be deleted.")
+    ] = False,
+    **flags: Any,
+) -> None:
+    """Bring a project to a newer version of the template, or to other answers.
+
+    Needs no network. Your own changes stay, and nothing is committed. A question's flag changes
+    the answer: --endpoints chat,files adds or removes endpoints.
+    """
+    from infer_scaffold import update as updating
+
+    answers = questions.answers_from_flags(CHANGEABLE, flags)
+    with updating.prepare(path, CHANGEABLE, answers, to=to) as update:
+        if update is None:
+            typer.echo("Nothing to do: the project is up to date.")
+            return
+        step = f"{update.project.version} -> {update.target}"
+        conflicts = update.of(updating.Kind.CONFLICT)
+        if dry_run:
+            for change in update.changes:
+                typer.echo(f"{change.kind:<8}  {change.path}")
+            typer.echo(f"{step}: {_count(update.changes)}. Nothing was written.")
+            raise typer.Exit(1 if conflicts else 0)
+        deleted = update.of(updating.Kind.DELETED)
+        if deleted:
+            typer.echo(f"{step} deletes:")
+            for file in deleted:
+                typer.echo(f"  {file}")
+            if not yes and sys.stdin.isatty() and sys.stdout.isatty():
+                typer.confirm("Go on?", default=True, abort=True)
+        update.apply()
+        typer.echo(f"{step}: {_count(update.changes)}.")
+        if conflicts:
+            files = ", ".join(conflicts)
+            typer.echo(
+                f"Both you and the template changed the same lines of {files}; "
+                "settle what is marked there, then commit.",
+                err=True,
+            )
+            raise typer.Exit(1)
+        typer.echo("Look at it with `git diff`, run the tests, and commit it.")
+
+
+def _count(changes: "list[Change]") -> str:
+    """Say how many files were added, changed and so on."""
+    kinds = Counter(change.kind for change in changes)
+    return ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items())) or "no change"
 
 
 def _report(project: "Project", *, repository: bool) -> list[str]:

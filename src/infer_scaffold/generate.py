@@ -53,7 +53,7 @@ def render(
     from copier.errors import CopierError, InteractiveSessionError
     from plumbum import local
 
-    origin = {"_src_path": template.ADDRESS, "_commit": template.VERSION_TAG}
+    origin = {"_src_path": template.address(), "_commit": template.VERSION_TAG}
     try:
         # Without git on its PATH copier takes a checkout of this repository as the plain folder
         # that it is in a wheel, and spawns no git for each file that it writes. Its settings
@@ -91,7 +91,7 @@ def new(
     with _clear_os_errors(path):
         parent = _existing_parent(path)
         if repository:
-            git.require()
+            git.require("install it, or leave the repository out with --no-git.")
         work_tree = git.enclosing_work_tree(parent) if repository else None
         commit = repository and work_tree is None
         defaults = _defaults(path)

@@ -31,13 +31,13 @@ _SETTINGS = {
 }
 # Files as they were rendered. A person's own work tree keeps the line ends of their choice.
 AS_RENDERED = {"core.autocrlf": "false", "core.eol": "lf"}
-_FALLBACK_IDENTITY = {"user.name": "infer-scaffold", "user.email": "infer-scaffold@localhost"}
+FALLBACK_IDENTITY = {"user.name": "infer-scaffold", "user.email": "infer-scaffold@localhost"}
 
 
-def require() -> None:
-    """Raise a UserError if git is not installed."""
+def require(remedy: str) -> None:
+    """Raise a UserError that ends in `remedy` if git is not installed."""
     if shutil.which("git") is None:
-        raise UserError("git was not found; install it, or leave the repository out with --no-git.")
+        raise UserError(f"git was not found; {remedy}")
 
 
 def enclosing_work_tree(folder: Path) -> Path | None:
@@ -88,7 +88,7 @@ def output(
 def _missing_identity(folder: Path) -> dict[str, str]:
     lines = _run(folder, "config", "--get-regexp", r"^user\.(name|email)$").stdout.splitlines()
     known = {key for key, _, value in (line.partition(" ") for line in lines) if value.strip()}
-    return {key: value for key, value in _FALLBACK_IDENTITY.items() if key not in known}
+    return {key: value for key, value in FALLBACK_IDENTITY.items() if key not in known}
 
 
 def environment(settings: Mapping[str, str]) -> dict[str, str]:

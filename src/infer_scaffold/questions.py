@@ -79,8 +79,11 @@ def preset_answers(name: str) -> Answers:
     return dict(PRESETS[name])
 
 
-def options(questions: list[Question]) -> list[inspect.Parameter]:
-    """Return one Typer option per question, as parameters of a command's signature."""
+def options(questions: list[Question], *, defaults: bool) -> list[inspect.Parameter]:
+    """Return one Typer option per question, as parameters of a command's signature.
+
+    With `defaults` their help names the default.
+    """
     return [
         inspect.Parameter(
             question.name,
@@ -88,7 +91,11 @@ def options(questions: list[Question]) -> list[inspect.Parameter]:
             default=None,
             annotation=Annotated[
                 question.type | None,
-                typer.Option(question.flag, help=_help(question), metavar=_metavar(question)),
+                typer.Option(
+                    question.flag,
+                    help=_help(question) if defaults else question.help,
+                    metavar=_metavar(question),
+                ),
             ],
         )
         for question in questions
