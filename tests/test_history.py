@@ -9,12 +9,6 @@ from infer_scaffold import __version__, git, history, template
 from infer_scaffold.errors import UserError
 
 
-def unpack(version: Version, folder: Path, bundle: Path = history.BUNDLE) -> Path:
-    """Write the template of a version into `folder`."""
-    git.output(folder.parent, "clone", "--quiet", f"--branch=v{version}", str(bundle), str(folder))
-    return folder
-
-
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     """What is in the template in `folder`: path, mode and content."""
     return {
@@ -35,7 +29,7 @@ def make(folder: Path, text: str) -> Path:
 
 def test_the_first_version_is_there_with_nothing_but_the_template(tmp_path: Path) -> None:
     assert history.versions()[0] == Version("0.1.0")
-    names = {path.name for path in unpack(Version("0.1.0"), tmp_path / "x").iterdir()}
+    names = {path.name for path in history.unpack(Version("0.1.0"), tmp_path / "x").iterdir()}
     assert names == {".git", *history.TEMPLATE_PARTS}
 
 
@@ -44,7 +38,7 @@ def test_a_released_version_is_the_template_that_it_says(tmp_path: Path) -> None
     if not history.holds(__version__):
         pytest.skip(f"{__version__} is a development version")
     history.copy_template(template.root(), tmp_path / "now")
-    assert files(unpack(Version(__version__), tmp_path / "then")) == files(tmp_path / "now")
+    assert files(history.unpack(Version(__version__), tmp_path / "then")) == files(tmp_path / "now")
 
 
 def test_a_new_version_follows_the_old_ones_and_leaves_them_as_they_are(tmp_path: Path) -> None:
@@ -53,7 +47,7 @@ def test_a_new_version_follows_the_old_ones_and_leaves_them_as_they_are(tmp_path
         history.add(bundle, Version(version), make(tmp_path / version, str(number)))
 
     assert [str(version) for version in history.versions(bundle)] == ["0.2.0", "0.9.0", "0.10.0"]
-    first = unpack(Version("0.2.0"), tmp_path / "first", bundle)
+    first = history.unpack(Version("0.2.0"), tmp_path / "first", bundle)
     assert (first / "template" / "file").read_text() == "0"
     log = git.output(first, "log", "--format=%s", "v0.10.0").splitlines()
     assert log == ["Template of 0.10.0", "Template of 0.9.0", "Template of 0.2.0"]
@@ -93,7 +87,7 @@ def test_what_tools_leave_behind_is_no_part_of_the_template(tmp_path: Path) -> N
 
     history.add(tmp_path / "bundle", Version("1.0"), source)
 
-    unpacked = unpack(Version("1.0"), tmp_path / "x", tmp_path / "bundle")
+    unpacked = history.unpack(Version("1.0"), tmp_path / "x", tmp_path / "bundle")
     assert set(files(unpacked)) == {"copier.yml", "reserved.jinja", "template/file"}
 
 

@@ -42,25 +42,27 @@ def render(
     ask: bool = False,
     defaults: Answers | None = None,
     pretend: bool = False,
+    source: Path | None = None,
+    tag: str = template.VERSION_TAG,
 ) -> Rendered:
     """Render the template into `destination`.
 
     Questions without an answer get their default, or are asked on the terminal with `ask`;
-    `defaults` overrides defaults of the template.
+    `defaults` overrides defaults of the template. `source` and `tag` are those of another version.
     """
     # Here, because it takes several times as long as everything that `--help` needs.
     import copier
     from copier.errors import CopierError, InteractiveSessionError
     from plumbum import local
 
-    origin = {"_src_path": template.address(), "_commit": template.VERSION_TAG}
+    origin = {"_src_path": template.address(), "_commit": tag}
     try:
         # Without git on its PATH copier takes a checkout of this repository as the plain folder
         # that it is in a wheel, and spawns no git for each file that it writes. Its settings
         # file is left out: the defaults are those that the help shows.
         with local.env(PATH=os.devnull):
             worker = copier.run_copy(
-                str(template.root()),
+                str(source or template.root()),
                 destination,
                 data={**answers, **origin},
                 user_defaults=defaults,

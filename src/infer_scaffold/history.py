@@ -56,6 +56,21 @@ def tag(version: Version) -> str:
     return f"v{version}"
 
 
+def unpack(version: Version, folder: Path, bundle: Path | None = None) -> Path:
+    """Write the template of a released version into `folder`, which is made."""
+    arguments = ("clone", "--quiet", "--config=advice.detachedHead=false")
+    source = str(bundle or BUNDLE)
+    git.output(
+        folder.parent,
+        *arguments,
+        f"--branch={tag(version)}",
+        source,
+        str(folder),
+        settings=git.AS_RENDERED,
+    )
+    return folder
+
+
 def add(bundle: Path, version: Version, source: Path) -> None:
     """Add a version to `bundle`, which is made if it does not exist.
 

@@ -93,7 +93,11 @@ class Update:
                 },
             )
             if self._unmerged:
-                git.output(self._work_tree, "update-index", "--index-info", input=self._unmerged)
+                lines = self._unmerged.splitlines(keepends=True)
+                # Mode 0 takes away the one entry that the three sides of a conflict replace.
+                settled = {f"0 {'0' * 40}\t{line.partition(chr(9))[2]}" for line in lines}
+                stages = "".join([*sorted(settled), *lines])
+                git.output(self._work_tree, "update-index", "--index-info", input=stages)
 
     def _keep_both_sides(self) -> None:
         """Copy what `git` shows as the sides of a conflict from the clone into the project."""

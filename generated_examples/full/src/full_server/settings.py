@@ -3,13 +3,15 @@
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from .custom_settings import CustomSettings
 
 DEVICES = ("cpu", "cuda")
 """The device types that this service is built for; INFER_DEVICE=auto takes the best one present."""
 
 
-class Settings(BaseSettings):
+class Settings(CustomSettings):
     """The settings of one process. Field `chat_model` is the variable `INFER_CHAT_MODEL`."""
 
     model_config = SettingsConfigDict(

@@ -1,0 +1,69 @@
+"""Projects of released versions, and a version to update them to: the template as it is now."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.version import Version
+
+from infer_scaffold import generate, git, history, template
+from tests.update.edits import PACKAGE
+
+NEXT = Version("99.0")
+Render = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the template of each version, and the bundle of all of them."""
+    folder = tmp_path_factory.mktemp("templates")
+    bundle = folder / "bundle"
+    shutil.copy(history.BUNDLE, bundle)
+    history.add(bundle, NEXT, template.root())
+    for version in history.versions(bundle):
+        history.unpack(version, folder / str(version), bundle)
+    return folder
+
+
+@pytest.fixture
+def render(templates: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Render]:
+    """Render a project of a version; `infer-scaffold` knows all of them."""
+    monkeypatch.setattr(history, "BUNDLE", templates / "bundle")
+
+    def render(destination: Path, version: Version = NEXT, **answers: Any) -> Path:
+        generate.render(
+            {"project_name": PACKAGE, **answers},
+            destination,
+            source=templates / str(version),
+            tag=history.tag(version),
+        )
+        return destination
+
+    yield render
+
+
+@pytest.fixture
+def project(render: Render, tmp_path: Path) -> Path:
+    """A committed project of the first version."""
+    path = render(tmp_path / "project", Version("0.1.0"))
+    git.make_repository(path, "Generate")
+    return path
+
+
+def commit(project: Path) -> None:
+    """Commit everything in the project."""
+    git.output(project, "add", "--all", settings=git.AS_RENDERED)
+    git.output(
+        project, "commit", "--quiet", "--allow-empty", "-m", "Edit", settings=git.FALLBACK_IDENTITY
+    )
+
+
+def files(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """What is in a project: path, mode and content."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_mode, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file() and ".git" not in path.relative_to(folder).parts
+    }

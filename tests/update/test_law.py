@@ -1,0 +1,112 @@
+"""The law: update(copy(old) + edits) is copy(new) + edits, without a conflict."""
+
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from infer_scaffold import git, history, update
+from infer_scaffold.update import Kind
+from tests.update.conftest import NEXT, Render, commit, files
+from tests.update.edits import EDITS, Edit, change
+
+RELEASED = history.versions()
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
+@pytest.mark.parametrize("version", RELEASED, ids=str)
+def test_law(version: Version, edit: Edit, render: Render, tmp_path: Path) -> None:
+    project = render(tmp_path / "project", version)
+    git.make_repository(project, "Generate")
+    edit(project)
+    commit(project)
+
+    wanted = render(tmp_path / "wanted")
+    edit(wanted)
+
+    with update.prepare(project, [], {}) as prepared:
+        assert prepared is not None
+        prepared.apply()
+    assert prepared.of(Kind.CONFLICT) == []
+    assert_same(project, wanted)
+
+
+@pytest.mark.parametrize("version", RELEASED, ids=str)
+def test_endpoints_that_were_switched_off_stay_off(
+    version: Version, render: Render, tmp_path: Path
+) -> None:
+    project = render(tmp_path / "project", version)
+    git.make_repository(project, "Generate")
+    answers = {"endpoints": ["chat", "health"], "devices": ["cpu"]}
+    with update.prepare(project, [], answers, to=str(version)) as prepared:
+        assert prepared is not None
+        prepared.apply()
+    commit(project)
+    assert_same(project, render(tmp_path / "reduced", version, **answers))
+
+    with update.prepare(project, [], {}) as prepared:
+        assert prepared is not None
+        prepared.apply()
+    assert_same(project, render(tmp_path / "wanted", **answers))
+
+
+def test_endpoints_come_and_go_while_the_version_rises(render: Render, tmp_path: Path) -> None:
+    project = render(tmp_path / "project", RELEASED[0], endpoints=["embeddings"])
+    git.make_repository(project, "Generate")
+    answers = {"endpoints": ["chat", "files"]}
+
+    with update.prepare(project, [], answers) as prepared:
+        assert prepared is not None
+        prepared.apply()
+    assert_same(project, render(tmp_path / "wanted", **answers))
+
+
+@pytest.mark.parametrize("name", ["sse.py", "middleware.py", "models/batching.py"])
+def test_a_local_fix_that_the_template_makes_too(
+    name: str, project: Path, render: Render, tmp_path: Path
+) -> None:
+    wanted = render(tmp_path / "wanted")
+    fixed = Path("src", "myserver", name)
+    (project / fixed).write_bytes((wanted / fixed).read_bytes())
+    commit(project)
+
+    with update.prepare(project, [], {}) as prepared:
+        assert prepared is not None
+        prepared.apply()
+    assert_same(project, wanted)
+
+
+def test_a_line_that_both_changed_is_marked_and_both_sides_survive(
+    project: Path, templates: Path, render: Render
+) -> None:
+    ours, theirs = '"fastapi>=0.165,<0.166",', '"fastapi>=0.170",'
+    change(project / "pyproject.toml", '"fastapi>=0.165",', ours)
+    commit(project)
+    bundle = templates / "conflict.bundle"
+    source = templates / "conflict"
+    history.copy_template(templates / str(NEXT), source)
+    change(source / "template" / "pyproject.toml.jinja", '"fastapi>=0.165",', theirs)
+    bundle.write_bytes((templates / "bundle").read_bytes())
+    history.add(bundle, Version("100.0"), source)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(history, "BUNDLE", bundle)
+        with update.prepare(project, [], {}) as prepared:
+            assert prepared is not None
+            prepared.apply()
+
+    assert prepared.of(Kind.CONFLICT) == ["pyproject.toml"]
+    text = (project / "pyproject.toml").read_text()
+    marks = ("<<<<<<< before updating", ours, "=======", theirs, ">>>>>>> after updating")
+    places = [text.index(mark) for mark in marks]
+    assert places == sorted(places)
+    # git knows of it, too: it shows the file as unmerged and refuses to commit it.
+    assert "UU pyproject.toml" in git.output(project, "status", "--porcelain")
+    for stage, line in (("2", ours), ("3", theirs)):
+        assert line in git.output(project, "show", f":{stage}:pyproject.toml")
+
+
+def assert_same(project: Path, wanted: Path) -> None:
+    found, expected = files(project), files(wanted)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
