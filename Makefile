@@ -4,14 +4,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NODE_MODULES := tests/node/node_modules/.installed
 
-.PHONY: test lint examples demo speed bench clean
+.PHONY: test lint examples demo speed bench release clean
 
 test: lint $(NODE_MODULES)
 	$(BIN)/pytest -n 2
 
 lint: $(INSTALLED)
-	$(BIN)/ruff format --check src tests demo bench
-	$(BIN)/ruff check src tests demo bench
+	$(BIN)/ruff format --check src tests demo bench release.py
+	$(BIN)/ruff check src tests demo bench release.py
 	$(BIN)/mypy
 
 examples: $(INSTALLED)
@@ -29,6 +29,10 @@ speed: $(INSTALLED)
 # Takes half an hour of an idle machine. BENCH=--quick shows in a few minutes that all of it works.
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.serving $(BENCH)
+
+# make release VERSION=x.y.z: tests, changelog, version, history and tag. Nothing is pushed.
+release: test
+	$(BIN)/python release.py $(VERSION)
 
 # The stamp is newer than what it was installed from: a second `make` installs nothing.
 # What a generated project needs, the full example lists.

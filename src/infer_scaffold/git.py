@@ -58,7 +58,7 @@ def make_repository(folder: Path, message: str) -> None:
         "commit",
         "--quiet",
         f"--message={message}",
-        settings=AS_RENDERED | _missing_identity(folder),
+        settings=AS_RENDERED | missing_identity(folder),
         remedy=remedy,
     )
 
@@ -85,7 +85,8 @@ def output(
     return result.stdout
 
 
-def _missing_identity(folder: Path) -> dict[str, str]:
+def missing_identity(folder: Path) -> dict[str, str]:
+    """Return settings for the parts of an author that this machine's git does not know."""
     lines = _run(folder, "config", "--get-regexp", r"^user\.(name|email)$").stdout.splitlines()
     known = {key for key, _, value in (line.partition(" ") for line in lines) if value.strip()}
     return {key: value for key, value in FALLBACK_IDENTITY.items() if key not in known}

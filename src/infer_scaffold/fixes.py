@@ -1,0 +1,46 @@
+"""What each release fixed in generated services, by pattern: fixes.toml as data."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import Version
+
+from infer_scaffold.checklist import BY_CODE, Pattern, Severity
+
+FILE = Path(__file__).with_name("fixes.toml")
+UNRELEASED = "unreleased"
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A change of generated code that owners want to have; `version` is None before its release."""
+
+    version: Version | None
+    pattern: Pattern
+    title: str
+    action: str
+
+    @property
+    def severity(self) -> Severity:
+        """Say how much a service suffers without the fix."""
+        return self.pattern.severity
+
+
+def load(file: Path = FILE) -> list[Fix]:
+    """Read the fixes of all releases. Raises KeyError for a pattern that does not exist."""
+    recorded = tomllib.loads(file.read_text(encoding="utf-8"))
+    return [
+        Fix(
+            version=None if each["version"] == UNRELEASED else Version(each["version"]),
+            pattern=BY_CODE[each["pattern"]],
+            title=each["title"],
+            action=each["action"],
+        )
+        for each in recorded["fix"]
+    ]
+
+
+def missing(version: Version, newest: Version) -> list[Fix]:
+    """Return what a service of `version` gets by an update to `newest`, as released."""
+    return [fix for fix in load() if fix.version is not None and version < fix.version <= newest]
