@@ -3,10 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NODE_MODULES := tests/node/node_modules/.installed
+CHROMIUM ?= /usr/bin/chromium
+export CHROMIUM
 
 .PHONY: test lint examples demo speed bench release clean
 
-test: lint $(NODE_MODULES)
+test: lint $(NODE_MODULES) $(CHROMIUM)
 	$(BIN)/pytest -n 2
 
 lint: $(INSTALLED)
@@ -47,6 +49,13 @@ $(NODE_MODULES): tests/node/package-lock.json
 	@command -v npm >/dev/null || { echo "make test needs node and npm: install them first." >&2; exit 1; }
 	npm ci --prefix tests/node
 	touch $@
+
+# The tests look at pages in a real browser: Debian's, or the one that CHROMIUM names.
+$(CHROMIUM):
+	@test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+		{ echo "make test needs Chromium: install it, and name it with CHROMIUM=PATH." >&2; exit 1; }
+	apt-get update --quiet
+	DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends chromium
 
 clean:
 	rm -rf $(VENV) tests/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

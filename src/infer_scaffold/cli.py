@@ -1,11 +1,13 @@
 """The command line: options in, lines out. What the commands do is in the other modules."""
 
+import datetime
 import inspect
 import shlex
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -175,6 +177,42 @@ def update(
             )
             raise typer.Exit(1)
         typer.echo("Look at it with `git diff`, run the tests, and commit it.")
+
+
+class Format(StrEnum):
+    """What `status` prints."""
+
+    TEXT = "text"
+    JSON = "json"
+    HTML = "html"
+
+
+@app.command()
+def status(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", help="Folders of services, or folders of such folders."),
+    ],
+    *,
+    format: Annotated[Format, typer.Option(help="How to print it.")] = Format.TEXT,
+) -> None:
+    """Show how services stand: version, missing fixes, edited files.
+
+    Exits with 1 when a service lacks a fix of High severity, or cannot be read.
+    """
+    from infer_scaffold import fleet, report
+
+    services = fleet.survey(paths)
+    newest = history.versions()[-1]
+    match format:
+        case Format.TEXT:
+            typer.echo(report.to_text(services, newest))
+        case Format.JSON:
+            typer.echo(report.to_json(services, newest))
+        case Format.HTML:
+            typer.echo(report.to_html(services, newest, datetime.date.today()))
+    if any(service.needs_attention for service in services):
+        raise typer.Exit(1)
 
 
 def _count(changes: "list[Change]") -> str:

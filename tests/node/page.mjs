@@ -1,0 +1,34 @@
+// The page at argv[2] in a real browser: prints what a person sees there, and what went wrong.
+
+import { pathToFileURL } from "node:url";
+import { chromium } from "playwright-core";
+
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+  args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"],
+});
+const page = await browser.newPage();
+const problems = [];
+const requests = [];
+page.on("console", (message) => problems.push(message.text()));
+page.on("pageerror", (error) => problems.push(String(error)));
+page.on("request", (request) => requests.push(request.url()));
+await page.goto(pathToFileURL(process.argv[2]).href);
+
+const rows = await page.locator("tbody tr").evaluateAll((found) =>
+  found.map((row) => [...row.children].map((cell) => cell.innerText.trim())),
+);
+const details = page.locator("details").first();
+const list = details.locator("ul");
+const before = (await list.isVisible()) ? await list.innerText() : "";
+await details.locator("summary").click();
+const after = await list.innerText();
+const title = await page.title();
+await page.setViewportSize({ width: 400, height: 800 });
+const phone = await page.evaluate(() => ({
+  page: document.documentElement.scrollWidth,
+  window: window.innerWidth,
+}));
+if (process.argv[3]) await page.screenshot({ path: process.argv[3], fullPage: true });
+console.log(JSON.stringify({ problems, requests, title, rows, before, after, phone }));
+await browser.close();
