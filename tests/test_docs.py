@@ -13,15 +13,22 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def flags() -> list[str]:
-    command = typer.main.get_command(cli.app)
-    new = command.commands["new"]  # type: ignore[attr-defined]
-    return [option for parameter in new.params for option in parameter.opts if option[:2] == "--"]
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("flag", flags())
-def test_every_flag_of_new(flag: str) -> None:
-    assert f"`{flag}`" in README
+def flags() -> set[str]:
+    parameters = [parameter for command in COMMANDS.values() for parameter in command.params]
+    return {option for each in parameters for option in each.opts if option[:2] == "--"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command(command: str) -> None:
+    assert f"    infer-scaffold {command} " in README
+
+
+@pytest.mark.parametrize("flag", sorted(flags()))
+def test_every_flag(flag: str) -> None:
+    assert re.search(rf"`{flag}[` ]", README)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
