@@ -168,6 +168,11 @@ def update(
                 typer.confirm("Go on?", default=True, abort=True)
         update.apply()
         typer.echo(f"{step}: {_count(update.changes)}.")
+        skipped = update.of(updating.Kind.SKIPPED)
+        if skipped:
+            typer.echo(
+                f"You deleted or moved these, so their changes are left out: {', '.join(skipped)}"
+            )
         if conflicts:
             files = ", ".join(conflicts)
             typer.echo(

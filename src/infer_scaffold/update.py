@@ -23,6 +23,7 @@ from infer_scaffold import git, history, template
 from infer_scaffold.errors import UserError
 from infer_scaffold.project import ANSWERS_FILE, Project, read
 from infer_scaffold.questions import Answers, Question
+from infer_scaffold.rendering import Renderer
 
 
 class Kind(StrEnum):
@@ -32,6 +33,7 @@ class Kind(StrEnum):
     CHANGED = "changed"
     DELETED = "deleted"
     CONFLICT = "conflict"
+    SKIPPED = "skipped"
 
 
 _KINDS = {"A": Kind.ADDED, "D": Kind.DELETED}
@@ -142,12 +144,14 @@ def prepare(
         copy = clone / path.relative_to(work_tree)
         endings = _to_lf(clone)
         _run_copier(copy, project, target, answers, Path(temporary))
-        _check_answers(read(copy), questions, answers)
+        updated = read(copy)
+        _check_answers(updated, questions, answers)
         unmerged = git.output(clone, "ls-files", "--unmerged")
         _to_crlf(clone, endings)
         tree = _write_tree(clone, head, Path(temporary, "index"))
         conflicts = {line.partition("\t")[2] for line in unmerged.splitlines()}
         changes = _changes(copy, head, tree, conflicts)
+        changes += _skipped(project, updated, Path(temporary))
         yield Update(project, target, changes, work_tree, clone, tree, unmerged)
 
 
@@ -299,6 +303,19 @@ def _changes(copy: Path, head: str, tree: str, conflicts: set[str]) -> list[Chan
             Kind.CONFLICT if prefix + path in conflicts else _KINDS.get(letter, Kind.CHANGED), path
         )
         for letter, path in zip(fields[::2], fields[1::2], strict=True)
+    ]
+
+
+def _skipped(project: Project, updated: Project, temporary: Path) -> list[Change]:
+    """Return the files that the template changes and the owner has deleted or moved."""
+    before, after = (
+        Renderer(history.unpack(each.version, temporary / name)).render(each.answers)
+        for name, each in (("before", project), ("after", updated))
+    )
+    return [
+        Change(Kind.SKIPPED, name)
+        for name in sorted(before.keys() & after.keys())
+        if before[name] != after[name] and not os.path.lexists(project.path / name)
     ]
 
 

@@ -110,9 +110,18 @@ def test_conflicts_are_named_and_exit_with_1(
     assert "<<<<<<< before updating" in newer.read_text()
 
 
-def rewrite(project: Path, old: str, new: str) -> None:
-    change(project / ANSWERS, old, new)
+def test_changes_of_files_that_were_moved_are_told(project: Path, run: Run) -> None:
+    tests = project / "tests"
+    (tests / "test_sse.py").rename(tests / "test_streams.py")
+    (tests / "test_settings.py").rename(tests / "test_knobs.py")  # the template leaves it alone
     commit(project)
+
+    assert "skipped   tests/test_sse.py" in run("update", str(project), "--dry-run").out
+    outcome = run("update", str(project))
+
+    told = "You deleted or moved these, so their changes are left out: tests/test_sse.py"
+    assert told in outcome.out.splitlines()
+    assert not (tests / "test_sse.py").exists()
 
 
 def test_refusals(project: Path, run: Run, tmp_path: Path) -> None:
