@@ -43,7 +43,7 @@ def render(
     defaults: Answers | None = None,
     pretend: bool = False,
     source: Path | None = None,
-    tag: str = template.VERSION_TAG,
+    tag: str | None = None,
 ) -> Rendered:
     """Render the template into `destination`.
 
@@ -55,7 +55,7 @@ def render(
     from copier.errors import CopierError, InteractiveSessionError
     from plumbum import local
 
-    origin = {"_src_path": template.address(), "_commit": tag}
+    origin = {"_src_path": template.address(), "_commit": tag or template.VERSION_TAG}
     try:
         # Without git on its PATH copier takes a checkout of this repository as the plain folder
         # that it is in a wheel, and spawns no git for each file that it writes. Its settings
