@@ -53,7 +53,7 @@ descriptions = (
     .filter(lambda text: text.strip() and len(text) <= 200)
 )
 # A prefix of its own, so that no name is a keyword or a module.
-names = st.from_regex(r"zz[a-z0-9]{0,8}([-_][a-z0-9]{1,6}){0,3}", fullmatch=True)
+names = st.from_regex(r"zz[a-z0-9]{0,7}([-_][a-z0-9]{1,6}){0,3}", fullmatch=True)
 models = st.from_regex(r"([A-Za-z0-9]|~/|\.{0,2}/)[A-Za-z0-9._/+-]{0,60}", fullmatch=True)
 
 
