@@ -16,7 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from infer_scaffold import history
+
 ROUNDS = 7
+FLEET = 200
 RESULTS = Path(__file__).parent / "results" / "speed.md"
 STARTED = re.compile(rb"running on (http://\S+)")
 
@@ -55,6 +58,25 @@ def boot(project: Path) -> float:
     return taken
 
 
+def make_fleet(project: Path, folder: Path) -> None:
+    """Copies of a project under other names, as if the newest release had made them."""
+    newest = history.tag(history.versions()[-1])
+    for number in range(FLEET):
+        copy = folder / f"service-{number}"
+        shutil.copytree(project, copy)
+        answers = copy / ".copier-answers.yml"
+        text = re.sub(r"(?m)^_commit: .*", f"_commit: {newest}", answers.read_text())
+        answers.write_text(text.replace("myserver", f"service-{number}"))
+
+
+def status(folder: Path) -> float:
+    """Exits with 1 when a service lacks something."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "infer_scaffold", "status", str(folder)]
+    subprocess.run(command, check=False, capture_output=True)
+    return time.perf_counter() - started
+
+
 def imported(statement: str) -> float:
     """Time of an import beyond that of an interpreter that does nothing."""
     return seconds(sys.executable, "-c", statement) - seconds(sys.executable, "-c", "pass")
@@ -71,10 +93,17 @@ def main() -> None:
         project = Path(folder) / "myserver"
         new_project = [sys.executable, "-m", "infer_scaffold", "new", str(project), "--yes"]
         subprocess.run([*new_project, "--no-git"], check=True, capture_output=True)
+        fleet = Path(folder) / "fleet"
+        make_fleet(project, fleet)
         measured: dict[str, tuple[Callable[[], float], str]] = {
             "`infer-scaffold --help`": (help_, "without importing copier"),
             "`infer-scaffold new myserver --yes`, git included": (new, "1 s"),
             "boot of the full service, no model loaded": (lambda: boot(project), "1 s"),
+            f"`infer-scaffold status` of {FLEET} full services": (lambda: status(fleet), "10 s"),
+            "`infer-scaffold check` of the full service": (
+                lambda: seconds(sys.executable, "-m", "infer_scaffold", "check", str(project)),
+                "",
+            ),
             "`import torch`, when a model is first needed": (
                 lambda: imported("import torch"),
                 "",

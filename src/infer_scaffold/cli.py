@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from infer_scaffold import __version__, history, questions, template
+from infer_scaffold import __version__, checklist, history, questions, template
+from infer_scaffold.check.model import Profile
 from infer_scaffold.errors import UserError
 
 if TYPE_CHECKING:
@@ -217,6 +218,48 @@ def status(
         case Format.HTML:
             typer.echo(report.to_html(services, newest, datetime.date.today()))
     if any(service.needs_attention for service in services):
+        raise typer.Exit(1)
+
+
+class Layout(StrEnum):
+    """What `check` prints."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@app.command()
+def check(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Folder of the service.", show_default=False)
+    ] = Path(),
+    *,
+    profile: Annotated[
+        Profile,
+        typer.Option(help="Hold it to the intent of the patterns, or to their letter."),
+    ] = Profile.DEFAULT,
+    format: Annotated[Layout, typer.Option(help="How to print it.")] = Layout.TEXT,
+    select: Annotated[
+        str | None, typer.Option(metavar="CODES", help="Only these patterns, such as IS101,IS3.")
+    ] = None,
+    ignore: Annotated[str | None, typer.Option(metavar="CODES", help="Not these patterns.")] = None,
+) -> None:
+    """Hold the source of a FastAPI service, ours or not, against the checklist.
+
+    Exits with 1 when a pattern is not followed.
+    """
+    from infer_scaffold.check import output, runner
+
+    report = runner.check(path, profile)
+    report = report.only(checklist.matching(select, ignore))
+    match format:
+        case Layout.TEXT:
+            typer.echo(output.to_text(report, path))
+        case Layout.JSON:
+            typer.echo(output.to_json(report))
+    for file, line, reason in report.unparsed:
+        typer.echo(f"{file}:{line} could not be read, and is not judged: {reason}", err=True)
+    if report.unmet or report.unparsed:
         raise typer.Exit(1)
 
 

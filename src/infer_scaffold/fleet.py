@@ -1,5 +1,6 @@
 """How the services of a team stand: versions, fixes that they lack, files that were edited."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 from packaging.version import Version
 
 from infer_scaffold import fixes, history
-from infer_scaffold.checklist import Severity
+from infer_scaffold.check import runner
+from infer_scaffold.checklist import Pattern, Severity
 from infer_scaffold.errors import UserError
 from infer_scaffold.project import ANSWERS_FILE, read
 from infer_scaffold.rendering import Renderer
@@ -31,6 +33,7 @@ class Service:
     missing: list[fixes.Fix] = field(default_factory=list)
     edited: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
+    failing: list[Pattern] = field(default_factory=list)
     error: str = ""
 
     @property
@@ -41,7 +44,7 @@ class Service:
     @property
     def needs_attention(self) -> bool:
         """Say whether somebody should look at it soon."""
-        return bool(self.severe or self.error)
+        return bool(self.severe or self.failing or self.error)
 
 
 def survey(paths: Iterable[Path]) -> list[Service]:
@@ -61,7 +64,8 @@ def survey(paths: Iterable[Path]) -> list[Service]:
         jobs = [(folder, Path(temporary), history.versions()) for folder in folders]
         if len(jobs) <= _CHUNK:
             return [_look(*job) for job in jobs]
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
+        # Syntax trees are large and hold no cycles: the collector would only walk them.
+        with ProcessPoolExecutor(os.cpu_count(), initializer=gc.disable) as pool:
             return list(pool.map(_look, *zip(*jobs, strict=True), chunksize=_CHUNK))
 
 
@@ -96,6 +100,7 @@ def _look(path: Path, templates: Path, released: list[Version]) -> Service:
         missing=fixes.missing(project.version, released[-1]),
         edited=edited,
         deleted=deleted,
+        failing=[each.pattern for each in runner.check(path).failing],
     )
 
 

@@ -18,15 +18,15 @@ _PAGE = Path(__file__).with_name("status.html.jinja")
 
 def to_text(services: Sequence[Service], newest: Version) -> str:
     """Return a table with one row a service; colours are for a terminal."""
-    rows: list[tuple[str, ...]] = [("service", "version", "behind", "High", "edited", "")]
+    rows: list[tuple[str, ...]] = [("service", "version", "behind", "High", "edited", "failing")]
     for service in services:
         if service.error:
             rows.append((service.name, "-", "-", "-", "-", service.error))
         else:
             edited = len(service.edited) + len(service.deleted)
-            codes = ", ".join(sorted({fix.pattern.code for fix in service.severe}))
             counts = (service.behind, len(service.severe), edited)
-            rows.append((service.name, str(service.version), *map(str, counts), codes))
+            failing = ", ".join(pattern.code for pattern in service.failing) or "-"
+            rows.append((service.name, str(service.version), *map(str, counts), failing))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -78,6 +78,7 @@ def _as_data(service: Service) -> dict[str, Any]:
         "missing": [_fix_as_data(fix) for fix in service.missing],
         "edited": service.edited,
         "deleted": service.deleted,
+        "failing": [pattern.code for pattern in service.failing],
         "error": service.error or None,
     }
 

@@ -1,0 +1,1 @@
+"""The checklist held to source code: `infer-scaffold check`."""

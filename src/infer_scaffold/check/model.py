@@ -1,0 +1,51 @@
+"""What a check finds, as data."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from infer_scaffold.checklist import Pattern
+
+
+class Verdict(StrEnum):
+    """How far a service follows a pattern."""
+
+    PASS = "pass"  # noqa: S105
+    PARTIAL = "partial"
+    FAIL = "fail"
+    NA = "n/a"
+
+
+class Profile(StrEnum):
+    """What counts: the intent of a pattern, or its letter."""
+
+    DEFAULT = "default"
+    STRICT = "strict"
+
+
+class Confidence(StrEnum):
+    """How sure a finding is: certain, or read from names."""
+
+    HIGH = "high"
+    MEDIUM = "medium"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place where a service departs from a pattern. Lines and columns count from 1."""
+
+    path: Path
+    line: int
+    column: int
+    message: str
+    fix: str
+    confidence: Confidence = Confidence.HIGH
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one pattern, and the places that it rests on."""
+
+    pattern: Pattern
+    verdict: Verdict
+    findings: list[Finding] = field(default_factory=list)

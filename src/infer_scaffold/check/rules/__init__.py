@@ -1,0 +1,27 @@
+"""One function for each pattern: a service in, a verdict and its findings out."""
+
+from collections.abc import Callable
+
+from infer_scaffold.check.model import Finding, Profile, Verdict
+from infer_scaffold.check.rules import endpoints, lifecycle, openai, streaming, structure, uploads
+from infer_scaffold.check.service import Service
+
+Rule = Callable[[Service, Profile], tuple[Verdict, list[Finding]]]
+
+RULES: dict[str, Rule] = {
+    "IS101": lifecycle.lifespan,
+    "IS102": lifecycle.background_tasks,
+    "IS201": endpoints.async_routes,
+    "IS202": endpoints.pydantic_models,
+    "IS203": endpoints.status_codes,
+    "IS301": streaming.headers,
+    "IS302": streaming.framing,
+    "IS303": streaming.event_loop_yield,
+    "IS401": uploads.size_limit,
+    "IS402": uploads.form_parameters,
+    "IS501": openai.response_schema,
+    "IS502": openai.sdk_types,
+    "IS601": structure.routers,
+    "IS701": structure.health,
+    "IS702": structure.models_list,
+}

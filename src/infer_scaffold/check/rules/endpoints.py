@@ -1,0 +1,234 @@
+"""Route handlers: what blocks them, what they take, and how they fail."""
+
+import ast
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+
+from infer_scaffold.check.model import Finding, Profile, Verdict
+from infer_scaffold.check.rules._finding import at, graded, statuses
+from infer_scaffold.check.rules.blocking import (
+    METHODS,
+    MODEL_METHODS,
+    MODEL_NAMES,
+    MODULE_CALLS,
+)
+from infer_scaffold.check.service import Service
+from infer_scaffold.check.source import Function, Module, body_nodes
+
+_BLOCK_FIX = "Give it to a thread with `await asyncio.to_thread(...)`, or use an async library."
+_CHAIN_FIX = "End it with `from error`, or `from None` where the cause says nothing."
+
+
+def async_routes(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]:
+    """IS201: routes are async, and nothing that they reach on the loop blocks."""
+    if not service.routes:
+        return Verdict.NA, []
+    findings: dict[tuple[str, int, int], Finding] = {}
+    synchronous = []
+    for route in service.routes:
+        for start in (route.function, *service.dependencies(route.function)):
+            if not start.is_async:
+                continue  # FastAPI runs it in a thread
+            for function in service.reached(start):
+                for node, why in _blocking(function):
+                    finding = at(function.module, node, f"{why} on the event loop.", _BLOCK_FIX)
+                    findings[str(finding.path), finding.line, finding.column] = finding
+        if not route.function.is_async:
+            message = "The route is no `async def`: each request takes a thread of a small pool."
+            fix = "Make it async, and give what blocks to a thread."
+            synchronous.append(at(route.function.module, route.function.node, message, fix))
+    found = list(findings.values())
+    if profile is Profile.STRICT:
+        found += synchronous
+    if findings:
+        return Verdict.FAIL, found
+    return (Verdict.PARTIAL, found) if found else (Verdict.PASS, [])
+
+
+def _blocking(function: Function) -> Iterator[tuple[ast.AST, str]]:
+    module = function.module
+    awaited = {each.value for each in body_nodes(function.node) if isinstance(each, ast.Await)}
+    for node in body_nodes(function.node):
+        if not isinstance(node, ast.Call) or node in awaited:
+            continue
+        name = module.resolve(node.func)
+        if name in MODULE_CALLS:
+            yield node, f"`{ast.unparse(node.func)}` {MODULE_CALLS[name]}"
+        elif isinstance(node.func, ast.Attribute):
+            verb, receiver = node.func.attr, ast.unparse(node.func.value).lower()
+            if verb in METHODS:
+                yield node, f"`.{verb}()` {METHODS[verb]}"
+            elif verb in MODEL_METHODS and any(each in receiver for each in MODEL_NAMES):
+                if function.is_async and not _iterated_async(function, node):
+                    yield node, f"`.{verb}()` {MODEL_METHODS[verb]}"
+            elif verb == "read" and receiver.endswith(".file"):
+                yield node, "`UploadFile.file.read()` reads a file"
+
+
+def _iterated_async(function: Function, call: ast.Call) -> bool:
+    """Whether `async for` or `async with` takes the call, or a name that is awaited later."""
+    for node in body_nodes(function.node):
+        if isinstance(node, ast.AsyncFor) and call in ast.walk(node.iter):
+            return True
+        if isinstance(node, ast.AsyncWith) and any(
+            call in ast.walk(item.context_expr) for item in node.items
+        ):
+            return True
+        if isinstance(node, ast.Call) and call in node.args:
+            return True
+        if isinstance(node, ast.Assign) and node.value is call:
+            names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+            for later in body_nodes(function.node):
+                iterated = getattr(later, "iter", None) if isinstance(later, ast.AsyncFor) else None
+                value = later.value if isinstance(later, ast.Await) else iterated
+                if value is not None and any(
+                    isinstance(each, ast.Name) and each.id in names for each in ast.walk(value)
+                ):
+                    return True
+    return False
+
+
+def pydantic_models(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]:
+    """IS202: bodies are pydantic models, with Literal types and descriptions."""
+    routes = [route for route in service.routes if route.methods & {"POST", "PUT", "PATCH"}]
+    if not routes:
+        return Verdict.NA, []
+    models: set[str] = set()
+    findings, elsewhere = [], False
+    for route in routes:
+        for parameter_function, parameter, _ in service.route_parameters(route):
+            module = parameter_function.module
+            models |= set(service.models_in(module, parameter.annotation))
+            elsewhere |= _is_foreign(service, module, parameter.annotation)
+            if module.resolve(parameter.annotation) in ("dict", "typing.Any", "typing.Dict"):
+                message = f"The body `{parameter.arg}` is taken as it comes, unchecked."
+                fix = "Describe it with a pydantic model."
+                findings.append(at(module, parameter, message, fix))
+    if not models:
+        if elsewhere and not findings:
+            return Verdict.PASS, []
+        uploads = all(_takes_upload(service, route.function) for route in routes)
+        if uploads and not findings:
+            return Verdict.NA, []
+        return Verdict.FAIL, findings
+    reachable = _with_fields(service, models)
+    literal = any(_has(service, name, r"\b(Literal|Enum|StrEnum)\b") for name in reachable)
+    described = any(_has(service, name, r"description=") for name in reachable) or any(
+        _has_docstrings(service, name) for name in reachable
+    )
+    if profile is Profile.DEFAULT and elsewhere:
+        literal = described = True
+    name = sorted(models)[0]
+    module, node = service.source.classes[name]
+    if not literal:
+        fix = "Give fields with a few known values a Literal type."
+        findings.append(at(module, node, f"No field of {node.name} is a Literal.", fix))
+    if not described:
+        fix = "Add Field(description=...) to the fields that clients set."
+        findings.append(at(module, node, f"No field of {node.name} has a description.", fix))
+    return (Verdict.PARTIAL, findings) if findings else (Verdict.PASS, [])
+
+
+def _is_foreign(service: Service, module: Module, annotation: ast.AST | None) -> bool:
+    """Whether an annotation names a class of another package that may be a model."""
+    known = ("fastapi", "starlette", "typing", "collections", "asyncio")
+    for node in ast.walk(annotation or ast.Constant(None)):
+        if isinstance(node, ast.Name) and node.id in module.aliases:
+            name = service.source.canonical(module, node)
+            root = name.partition(".")[0]
+            inside = name.rpartition(".")[0] in service.source.by_name
+            if root not in known and not inside and name[:1].islower():
+                return True
+    return False
+
+
+def _takes_upload(service: Service, function: Function) -> bool:
+    return any(
+        "UploadFile" in ast.dump(each.annotation)
+        for owner in (function, *service.dependencies(function))
+        for each in [*owner.node.args.args, *owner.node.args.kwonlyargs]
+        if each.annotation is not None
+    )
+
+
+def _with_fields(service: Service, models: set[str]) -> set[str]:
+    """Models, their project bases, and the models of their fields."""
+    found: set[str] = set()
+    pending = list(models)
+    while pending:
+        name = pending.pop()
+        if name in found or name not in service.source.classes:
+            continue
+        found.add(name)
+        module, node = service.source.classes[name]
+        pending += list(service.source.bases(module, node))
+        for statement in node.body:
+            if isinstance(statement, ast.AnnAssign):
+                pending += service.models_in(module, statement.annotation)
+                alias = service.source.canonical(module, statement.annotation)
+                pending += _alias_models(service, alias)
+    return found
+
+
+def _alias_models(service: Service, name: str) -> list[str]:
+    module = service.source.by_name.get(name.rpartition(".")[0])
+    if module is None:
+        return []
+    member = name.rpartition(".")[2]
+    return [
+        model
+        for statement in module.tree.body
+        if isinstance(statement, ast.Assign | ast.AnnAssign)
+        and statement.value is not None
+        and member in ast.unparse(statement).partition("=")[0]
+        for model in service.models_in(module, statement.value)
+    ]
+
+
+def _has(service: Service, name: str, pattern: str) -> bool:
+    return re.search(pattern, ast.unparse(service.source.classes[name][1])) is not None
+
+
+def _has_docstrings(service: Service, name: str) -> bool:
+    body = service.source.classes[name][1].body
+    return any(
+        isinstance(field, ast.AnnAssign)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+        and isinstance(after.value.value, str)
+        for field, after in pairwise(body)
+    )
+
+
+def status_codes(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]:
+    """IS203: errors have a status that fits, and keep their cause."""
+    if not service.routes:
+        return Verdict.NA, []
+    codes: set[int] = set()
+    unchained = []
+    for module in service.source.modules:
+        for node in module.of(ast.Call, ast.ExceptHandler):
+            if isinstance(node, ast.Call):
+                codes |= statuses(module, node)
+            elif isinstance(node, ast.ExceptHandler):
+                unchained += [
+                    at(module, each, "The error loses its cause.", _CHAIN_FIX)
+                    for each in body_nodes(node)
+                    if isinstance(each, ast.Raise)
+                    and isinstance(each.exc, ast.Call)
+                    and module.resolve(each.exc.func).endswith("HTTPException")
+                    and each.cause is None
+                ]
+    kinds = {code for code in codes if 400 <= code < 500 and code != 401}
+    met = [bool(kinds), len(kinds) > 1 or bool(kinds and not _needs_more(service)), not unchained]
+    if not kinds:
+        return Verdict.FAIL, unchained
+    return graded(sum(met), len(met)), unchained
+
+
+def _needs_more(service: Service) -> bool:
+    """Whether one status cannot be enough: resources that may be missing, or uploads."""
+    return any(
+        "{" in route.path or _takes_upload(service, route.function) for route in service.routes
+    )

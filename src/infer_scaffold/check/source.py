@@ -1,0 +1,244 @@
+"""Python source as an index: modules, functions, classes, and what names in them stand for."""
+
+import ast
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef
+Scope = Definition | ast.Lambda | ast.ClassDef | ast.ExceptHandler
+
+_SHARED = (ast.expr_context, ast.operator, ast.cmpop, ast.boolop, ast.unaryop)
+_SKIPPED = {"tests", "test", "testing", "node_modules", "site-packages", "build", "dist", "venv"}
+
+
+@dataclass(eq=False)
+class Module:
+    """One parsed file. `path` is relative to the checked folder, `name` is dotted."""
+
+    path: Path
+    name: str
+    tree: ast.Module
+    package: bool
+
+    @cached_property
+    def parents(self) -> dict[ast.AST, ast.AST]:
+        """The node that each node stands in, breadth first."""
+        found: dict[ast.AST, ast.AST] = {}
+        level: list[ast.AST] = [self.tree]
+        while level:
+            below: list[ast.AST] = []
+            for node in level:
+                for child in ast.iter_child_nodes(node):
+                    # Contexts and operators are single objects that stand everywhere.
+                    if not isinstance(child, _SHARED):
+                        found[child] = node
+                        below.append(child)
+            level = below
+        return found
+
+    @cached_property
+    def _by_type(self) -> dict[type[ast.AST], list[ast.AST]]:
+        found = defaultdict(list)
+        for node in self.parents:
+            found[type(node)].append(node)
+        return found
+
+    def of(self, *types: type[ast.AST]) -> Iterator[Any]:
+        """All nodes of some types, breadth first for each type."""
+        for each in types:
+            yield from self._by_type.get(each, ())
+
+    @cached_property
+    def functions(self) -> list["Function"]:
+        """All functions, the nested ones after those around them."""
+        return [
+            Function(node, self, self._class_around(node))
+            for node in self.of(ast.FunctionDef, ast.AsyncFunctionDef)
+        ]
+
+    def _class_around(self, node: ast.AST) -> ast.ClassDef | None:
+        while (above := self.parents.get(node)) is not None:
+            if isinstance(above, ast.ClassDef):
+                return above
+            node = above
+        return None
+
+    @cached_property
+    def aliases(self) -> dict[str, str]:
+        """What imported names stand for, dotted; imports inside of functions count as well."""
+        found = {}
+        for node in self.of(ast.Import):
+            for each in node.names:
+                if each.asname:
+                    found[each.asname] = each.name
+                else:
+                    root = each.name.partition(".")[0]
+                    found[root] = root
+        for statement in self.of(ast.ImportFrom):
+            origin = self._origin(statement)
+            for each in statement.names:
+                found[each.asname or each.name] = f"{origin}.{each.name}"
+        return found
+
+    def _origin(self, node: ast.ImportFrom) -> str:
+        if not node.level:
+            return node.module or ""
+        parts = self.name.split(".")
+        up = node.level - 1 if self.package else node.level
+        parts = parts[: len(parts) - up] if up else parts
+        return ".".join([*parts, *([node.module] if node.module else [])])
+
+    def resolve(self, node: ast.AST | None) -> str:
+        """Return the dotted name that an expression stands for, or "" if it is no name."""
+        if isinstance(node, ast.Name):
+            return self.aliases.get(node.id, node.id)
+        if isinstance(node, ast.Attribute):
+            value = self.resolve(node.value)
+            return f"{value}.{node.attr}" if value else ""
+        return ""
+
+    @cached_property
+    def imported(self) -> set[str]:
+        """The dotted names of all modules and members that are imported."""
+        return set(self.aliases.values())
+
+
+@dataclass(eq=False)
+class Function:
+    """A function with the module and the class that it stands in."""
+
+    node: Definition
+    module: Module
+    owner: ast.ClassDef | None
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it is an `async def`."""
+        return isinstance(self.node, ast.AsyncFunctionDef)
+
+
+@dataclass(eq=False)
+class Source:
+    """All modules of a service."""
+
+    modules: list[Module]
+    unparsed: list[tuple[Path, int, str]] = field(default_factory=list)
+
+    @cached_property
+    def functions(self) -> dict[str, Function]:
+        """Functions and methods by dotted name; of nested ones the last of a name."""
+        found = {}
+        for module in self.modules:
+            for function in module.functions:
+                owner = f".{function.owner.name}" if function.owner else ""
+                found[f"{module.name}{owner}.{function.node.name}"] = function
+        return found
+
+    @cached_property
+    def classes(self) -> dict[str, tuple[Module, ast.ClassDef]]:
+        """Classes by dotted name."""
+        return {
+            f"{module.name}.{node.name}": (module, node)
+            for module in self.modules
+            for node in module.of(ast.ClassDef)
+        }
+
+    @cached_property
+    def by_name(self) -> dict[str, Module]:
+        """Modules by dotted name."""
+        return {module.name: module for module in self.modules}
+
+    def canonical(self, module: Module, node: ast.AST | None) -> str:
+        """Return what an expression stands for, followed through the project's own imports."""
+        name = module.resolve(node)
+        if isinstance(node, ast.Name) and name == node.id:
+            return f"{module.name}.{name}"
+        for _ in range(3):
+            parent, _, member = name.rpartition(".")
+            origin = self.by_name.get(parent)
+            if origin is None or member not in origin.aliases:
+                break
+            name = origin.aliases[member]
+        return name
+
+    def function(
+        self, module: Module, node: ast.AST, owner: ast.ClassDef | None
+    ) -> Function | None:
+        """Return the project's function that a callee stands for."""
+        if (
+            owner is not None
+            and isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("self", "cls")
+        ):
+            return self.functions.get(f"{module.name}.{owner.name}.{node.attr}")
+        return self.functions.get(self.canonical(module, node))
+
+    def bases(self, module: Module, node: ast.ClassDef, depth: int = 5) -> set[str]:
+        """Return the dotted names of all base classes, through the project's own."""
+        found = set()
+        for base in node.bases:
+            if isinstance(base, ast.Subscript):
+                base = base.value
+            name = self.canonical(module, base)
+            found.add(name)
+            if depth and name in self.classes and self.classes[name][1] is not node:
+                found |= self.bases(*self.classes[name], depth - 1)
+        return found
+
+
+def read(root: Path) -> Source:
+    """Parse the Python files below a folder, without tests, environments and builds."""
+    source = Source([])
+    for path in _files(root):
+        relative = path.relative_to(root)
+        try:
+            tree = ast.parse(path.read_bytes(), str(relative))
+        except (SyntaxError, ValueError) as error:
+            line = getattr(error, "lineno", None) or 1
+            source.unparsed.append((relative, line, getattr(error, "msg", None) or str(error)))
+            continue
+        parts = list(relative.with_suffix("").parts)
+        if len(parts) > 1 and parts[0] == "src":
+            parts = parts[1:]
+        package = parts[-1] == "__init__"
+        if package:
+            parts = parts[:-1]
+        source.modules.append(Module(relative, ".".join(parts) or root.name, tree, package))
+    return source
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(
+            name for name in folders if name not in _SKIPPED and not name.startswith((".", "__py"))
+        )
+        for name in sorted(names):
+            if name.endswith(".py") and not name.startswith("test_") and name != "conftest.py":
+                yield Path(folder, name)
+
+
+def body_nodes(node: Scope) -> Iterator[ast.AST]:
+    """Walk what runs when a function runs: its body, without functions and classes inside."""
+    pending: list[ast.AST] = list(node.body) if isinstance(node.body, list) else [node.body]
+    while pending:
+        current = pending.pop(0)
+        yield current
+        if isinstance(current, Definition | ast.Lambda | ast.ClassDef):
+            continue
+        pending.extend(ast.iter_child_nodes(current))
+
+
+def text_of(node: ast.AST) -> Iterator[str]:
+    """The constant texts in a node, those of bytes and f-strings included."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.Constant):
+            if isinstance(each.value, str):
+                yield each.value
+            elif isinstance(each.value, bytes):
+                yield each.value.decode("latin-1")
