@@ -158,5 +158,5 @@ def test_two_hundred_services(
     services = json.loads(outcome.out)["services"]
     assert len(services) == 200
     assert not any(service["error"] or service["edited"] for service in services)
-    # It takes 7 s on two idle cores (bench/results/speed.md); here, other tests run beside it.
+    # It takes 5 s on two idle cores (bench/results/speed.md); here, other tests run beside it.
     assert seconds < 20
