@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from infer_scaffold import git, history
+
 ROOT = Path(__file__).parents[1]
 CACHES = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
 
@@ -83,3 +85,29 @@ def test_new_works_from_the_wheel_far_from_the_checkout(dist: Path, tmp_path: Pa
     script = "import infer_scaffold; print(infer_scaffold.__file__)"
     where = subprocess.check_output([python, "-c", script], env=env, cwd=tmp_path, text=True)
     assert where.startswith(str(installed))
+
+
+def test_update_works_from_the_wheel_without_a_network(dist: Path, tmp_path: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")  # noqa: S202
+    old_project = ROOT / "tests" / "update" / "project-0.1.0.bundle"
+    git.output(tmp_path, "clone", "--quiet", "--branch=main", str(old_project), "project")
+    # No address but a file's: git would refuse to ask a server.
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "GIT_ALLOW_PROTOCOL": "file"}
+
+    result = subprocess.run(
+        [sys.executable, "-m", "infer_scaffold", "update"],
+        cwd=tmp_path / "project",
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (result.returncode, result.stderr) == (0, "")
+    newest = history.versions()[-1]
+    assert result.stdout.startswith(f"0.1.0 -> {newest}: ")
+    answers = (tmp_path / "project" / ".copier-answers.yml").read_text()
+    assert f"_commit: {history.tag(newest)}\n" in answers
+    assert str(tmp_path) not in answers

@@ -92,6 +92,9 @@ def _look(path: Path, templates: Path, released: list[Version]) -> Service:
         # Answers that no version of the template gives: one service must not hide the others.
         return Service(path, name, error=f"its answers cannot be rendered ({error})")
     edited, deleted = _compare(path, rendered)
+    report = runner.check(path)
+    for file, line, reason in report.unparsed:
+        return Service(path, name, error=f"{file}:{line} cannot be read ({reason})")
     return Service(
         path,
         project.answers.get("project_name", name),
@@ -100,7 +103,7 @@ def _look(path: Path, templates: Path, released: list[Version]) -> Service:
         missing=fixes.missing(project.version, released[-1]),
         edited=edited,
         deleted=deleted,
-        failing=[each.pattern for each in runner.check(path).failing],
+        failing=[each.pattern for each in report.failing],
     )
 
 

@@ -102,6 +102,17 @@ def test_a_fleet_that_is_up_to_date_exits_with_0(fleet: Path, run: Run) -> None:
     assert run("status", str(fleet / "d")).code == 0
 
 
+def test_a_conflict_that_nobody_settled_is_told(fleet: Path, run: Run) -> None:
+    with (fleet / "d" / "src" / "myserver" / "app.py").open("a") as app:
+        app.write("<<<<<<< before updating\n")
+
+    outcome = run("status", str(fleet / "d"), "--format", "json")
+
+    assert outcome.code == 1
+    (service,) = json.loads(outcome.out)["services"]
+    assert service["error"].startswith("src/myserver/app.py:")
+
+
 @pytest.mark.parametrize("path", ["notes", "nothing"])
 def test_a_path_without_services(path: str, fleet: Path, run: Run) -> None:
     outcome = run("status", str(fleet / path))
@@ -136,9 +147,7 @@ def test_the_page_in_a_browser(fleet: Path, run: Run, tmp_path: Path) -> None:
     assert seen["phone"]["page"] <= seen["phone"]["window"]
 
 
-def test_two_hundred_services(
-    render: Render, templates: Path, tmp_path: Path, run: Run
-) -> None:
+def test_two_hundred_services(render: Render, templates: Path, tmp_path: Path, run: Run) -> None:
     renderer = Renderer(templates / "0.1.0")
     for number in range(200):
         name = f"service-{number}"
