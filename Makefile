@@ -18,6 +18,7 @@ lint: $(INSTALLED)
 
 examples: $(INSTALLED)
 	$(BIN)/python -m tests.examples
+	$(BIN)/python -m tests.patterns
 
 # From nothing to a conversation with real models; KEEP=1 leaves the server running.
 demo:

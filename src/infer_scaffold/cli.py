@@ -263,6 +263,25 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def explain(
+    code: Annotated[
+        str | None, typer.Argument(metavar="CODE", help="A pattern, such as IS101.")
+    ] = None,
+) -> None:
+    """Explain a pattern of the checklist: what, why, and how it looks wrong and right."""
+    if code is None:
+        for pattern in checklist.PATTERNS:
+            typer.echo(f"{pattern.code}  {pattern.severity:<6}  {pattern.title}")
+        return
+    found = checklist.BY_CODE.get(code.upper())
+    if found is None:
+        raise UserError(
+            f"there is no pattern {code!r}; choose from {', '.join(checklist.BY_CODE)}."
+        )
+    typer.echo(checklist.to_markdown(found), nl=False)
+
+
 def _count(changes: "list[Change]") -> str:
     """Say how many files were added, changed and so on."""
     kinds = Counter(change.kind for change in changes)
