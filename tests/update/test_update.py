@@ -207,6 +207,21 @@ def test_a_project_in_a_folder_of_a_larger_repository(
     assert (whole / "README.md").read_text() == "All our services\n"
 
 
+@pytest.mark.parametrize("kind", ["linked work tree", "shallow clone"])
+def test_repositories_of_other_kinds(kind: str, project: Path, tmp_path: Path, run: Run) -> None:
+    other = tmp_path / "other"
+    if kind == "shallow clone":
+        commit(project)
+        git.output(tmp_path, "clone", "--quiet", "--depth=1", project.as_uri(), str(other))
+    else:
+        git.output(project, "worktree", "add", "--quiet", "--detach", str(other))
+
+    assert run("update", str(other)).code == 0
+
+    assert (other / "src" / PACKAGE / "body.py").exists()
+    assert git.output(project, "status", "--porcelain") == ""
+
+
 def test_a_work_tree_with_windows_line_ends(project: Path, run: Run) -> None:
     git.output(project, "config", "core.autocrlf", "true")
     app = project / "src" / PACKAGE / "app.py"
