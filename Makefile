@@ -5,6 +5,7 @@ INSTALLED := $(VENV)/.installed
 NODE_MODULES := tests/node/node_modules/.installed
 CHROMIUM ?= /usr/bin/chromium
 export CHROMIUM
+SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: test lint examples demo speed bench release clean
 
@@ -53,10 +54,11 @@ $(NODE_MODULES): tests/node/package-lock.json
 
 # The tests look at pages in a real browser: Debian's, or the one that CHROMIUM names.
 $(CHROMIUM):
-	@test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+	@command -v apt-get >/dev/null || \
 		{ echo "make test needs Chromium: install it, and name it with CHROMIUM=PATH." >&2; exit 1; }
-	apt-get update --quiet
-	DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends chromium
+	$(SUDO) apt-get update --quiet
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive \
+		apt-get install --quiet --yes --no-install-recommends chromium
 
 clean:
 	rm -rf $(VENV) tests/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
