@@ -163,6 +163,11 @@ def _target(project: Project, to: str | None) -> Version:
             f"template of {address}; use `copier update`, or set {template.VARIABLE}."
         )
     released = history.versions()
+    if project.version.is_devrelease:
+        raise UserError(
+            f"{project.path} was made by the development version {project.version}, which cannot be "
+            "updated from; make the project anew with a release and move your code over."
+        )
     if project.version not in released:
         raise UserError(
             f"{project.path} is of version {project.version}, which this infer-scaffold "
