@@ -165,7 +165,7 @@ def _target(project: Project, to: str | None) -> Version:
     released = history.versions()
     if project.version.is_devrelease:
         raise UserError(
-            f"{project.path} was made by the development version {project.version}, which cannot be "
+            f"{project.path} was made by development version {project.version}, which cannot be "
             "updated from; make the project anew with a release and move your code over."
         )
     if project.version not in released:

@@ -152,7 +152,7 @@ def test_refusals(project: Path, run: Run, tmp_path: Path) -> None:
         "_commit: [": "cannot be used",
         "project_name: myserver\n": "_src_path is missing",
         recorded.replace("_commit: v0.1.0", "_commit: 8f3a2c1"): "names '8f3a2c1'",
-        recorded.replace("_commit: v0.1.0", "_commit: v0.2.0.dev0"): "which cannot be updated from",
+        recorded.replace("v0.1.0", "v0.2.0.dev0"): "which cannot be updated from",
         recorded.replace("_commit: v0.1.0", "_commit: v0.0.9"): "is of version 0.0.9, which this",
         recorded.replace("gh:infer-scaffold/", "gh:someone/"): "comes from gh:someone/infer",
     }.items():
