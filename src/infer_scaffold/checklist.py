@@ -6,8 +6,6 @@ check, explain, status and docs/patterns/ read it.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from infer_scaffold.errors import UserError
-
 
 class Severity(StrEnum):
     """How much a service suffers where a pattern is missing."""
@@ -455,24 +453,3 @@ def to_markdown(pattern: Pattern) -> str:
 
 {pattern.fix}
 """
-
-
-def matching(select: str | None, ignore: str | None) -> frozenset[str]:
-    """Return the codes that begin with one of `select` and with none of `ignore`.
-
-    Both are lists with commas; without `select` all codes are taken. Raises UserError for one
-    that no code begins with.
-    """
-    wanted = _prefixes("--select", select) if select else ("",)
-    unwanted = _prefixes("--ignore", ignore) if ignore else ()
-    return frozenset(
-        code for code in BY_CODE if code.startswith(wanted) and not code.startswith(unwanted)
-    )
-
-
-def _prefixes(flag: str, given: str) -> tuple[str, ...]:
-    prefixes = tuple(part.strip().upper() for part in given.split(",") if part.strip())
-    for prefix in prefixes:
-        if not any(code.startswith(prefix) for code in BY_CODE):
-            raise UserError(f"{flag}: there is no {prefix!r}; choose from {', '.join(BY_CODE)}.")
-    return prefixes

@@ -226,6 +226,8 @@ class Layout(StrEnum):
 
     TEXT = "text"
     JSON = "json"
+    SARIF = "sarif"
+    GITHUB = "github"
 
 
 @app.command()
@@ -235,30 +237,56 @@ def check(
     ] = Path(),
     *,
     profile: Annotated[
-        Profile,
-        typer.Option(help="Hold it to the intent of the patterns, or to their letter."),
-    ] = Profile.DEFAULT,
+        Profile | None,
+        typer.Option(
+            help="Hold it to the intent of the patterns, or to their letter. [default: default]",
+        ),
+    ] = None,
     format: Annotated[Layout, typer.Option(help="How to print it.")] = Layout.TEXT,
     select: Annotated[
         str | None, typer.Option(metavar="CODES", help="Only these patterns, such as IS101,IS3.")
     ] = None,
     ignore: Annotated[str | None, typer.Option(metavar="CODES", help="Not these patterns.")] = None,
+    write_baseline: Annotated[
+        bool,
+        typer.Option("--write-baseline", help="Accept what is found now: only new is reported."),
+    ] = False,
 ) -> None:
     """Hold the source of a FastAPI service, ours or not, against the checklist.
 
     Exits with 1 when a pattern is not followed.
     """
-    from infer_scaffold.check import output, runner
+    from infer_scaffold.check import accepted, config, output, runner, sarif
 
-    report = runner.check(path, profile)
-    report = report.only(checklist.matching(select, ignore))
+    settings = config.load(
+        path,
+        profile=profile,
+        select=select.split(",") if select else None,
+        ignore=ignore.split(",") if ignore else None,
+    )
+    if write_baseline:
+        known = runner.check_all(path, settings).known
+        file = accepted.write_baseline(path, known)
+        typer.echo(f"Wrote {len(known)} findings to {file}; commit it.")
+        return
+    report = runner.check(path, settings)
     match format:
         case Layout.TEXT:
             typer.echo(output.to_text(report, path))
         case Layout.JSON:
             typer.echo(output.to_json(report))
-    for file, line, reason in report.unparsed:
-        typer.echo(f"{file}:{line} could not be read, and is not judged: {reason}", err=True)
+        case Layout.SARIF:
+            typer.echo(sarif.to_sarif(report, path))
+        case Layout.GITHUB:
+            typer.echo(output.to_github(report, path))
+    for place, line, reason in report.unparsed:
+        typer.echo(f"{place}:{line} could not be read, and is not judged: {reason}", err=True)
+    if report.stale:
+        typer.echo(
+            f"{report.stale} findings of the baseline are gone: write it anew "
+            "with --write-baseline.",
+            err=True,
+        )
     if report.unmet or report.unparsed:
         raise typer.Exit(1)
 

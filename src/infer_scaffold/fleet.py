@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from infer_scaffold import fixes, history
-from infer_scaffold.check import runner
+from infer_scaffold.check import config, runner
 from infer_scaffold.checklist import Pattern, Severity
 from infer_scaffold.errors import UserError
 from infer_scaffold.project import ANSWERS_FILE, read
@@ -92,7 +92,10 @@ def _look(path: Path, templates: Path, released: list[Version]) -> Service:
         # Answers that no version of the template gives: one service must not hide the others.
         return Service(path, name, error=f"its answers cannot be rendered ({error})")
     edited, deleted = _compare(path, rendered)
-    report = runner.check(path)
+    try:
+        report = runner.check(path, config.load(path))
+    except UserError as error:
+        return Service(path, name, error=str(error))
     for file, line, reason in report.unparsed:
         return Service(path, name, error=f"{file}:{line} cannot be read ({reason})")
     return Service(

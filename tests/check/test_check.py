@@ -33,7 +33,7 @@ def test_text_shows_place_line_and_fix(service: Path, run: Run) -> None:
 
     assert (outcome.code, outcome.err) == (1, "")
     lines = outcome.out.splitlines()
-    place = lines.index("main.py:10:5: IS201 `time.sleep` sleeps on the event loop.")
+    place = lines.index(f"{service}/main.py:10:5: IS201 `time.sleep` sleeps on the event loop.")
     assert lines[place + 1] == "    | time.sleep(1)"
     assert "asyncio.to_thread" in lines[place + 2]
     assert "IS702  pass     Low     List of loaded models" in lines
@@ -49,6 +49,7 @@ def test_json(service: Path, run: Run) -> None:
         "path": "main.py",
         "line": 10,
         "column": 5,
+        "severity": "High",
         "message": "`time.sleep` sleeps on the event loop.",
         "fix": "",
         "confidence": "high",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from infer_scaffold import generate
+from infer_scaffold.check.config import Config
 from infer_scaffold.check.model import Profile, Verdict
 from infer_scaffold.check.runner import check
 from infer_scaffold.checklist import BY_CODE
@@ -73,6 +74,8 @@ async def size(file_id: str) -> int:
         raise HTTPException(status_code=400, detail="no number")
 """
 
+STRICT = Config(Profile.STRICT)
+
 MUTATIONS: list[tuple[str, Callable[[Path], None]]] = [
     ("IS101", in_file("app.py", (r"lifespan=lifespan,", ""))),
     ("IS101", in_file("app.py", (r"finally:\n(?: {12,}.*\n)+", "finally:\n            pass\n"))),
@@ -111,7 +114,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_generated_follows_the_letter(preset: str, tmp_path: Path) -> None:
     generate.render({"project_name": "server", **PRESETS[preset]}, tmp_path / "server")
 
-    report = check(tmp_path / "server", Profile.STRICT)
+    report = check(tmp_path / "server", STRICT)
 
     assert report.unparsed == []
     assert [(each.pattern.code, each.findings) for each in report.unmet] == []
@@ -131,7 +134,7 @@ def test_the_one_rule_that_should_notice_does(
 
     mutate(package)
 
-    report = check(tmp_path, Profile.STRICT)
+    report = check(tmp_path, STRICT)
     noticed = {each.pattern.code for each in report.unmet}
     assert code in noticed
     assert noticed <= {code} | ALSO.get(code, set())

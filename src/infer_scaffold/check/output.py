@@ -1,14 +1,17 @@
-"""A report as text or JSON."""
+"""A report as text, JSON, or GitHub's annotations."""
 
 import json
+import os
 from pathlib import Path
 
 import typer
 
 from infer_scaffold.check.model import Finding, Judgement, Verdict
 from infer_scaffold.check.runner import Report
+from infer_scaffold.checklist import Severity
 
 _COLOURS = {Verdict.PASS: "green", Verdict.PARTIAL: "yellow", Verdict.FAIL: "red"}
+_ANNOTATIONS = {Severity.HIGH: "error", Severity.MEDIUM: "warning", Severity.LOW: "notice"}
 
 
 def to_text(report: Report, root: Path) -> str:
@@ -16,25 +19,37 @@ def to_text(report: Report, root: Path) -> str:
     lines = []
     for judgement in report.unmet:
         for finding in judgement.findings:
-            lines += [_place(finding, judgement), *_source(finding, root)]
-            lines += [f"    {finding.fix}", ""]
+            lines += [
+                _place(finding, judgement, root),
+                f"    | {report.lines[finding.path, finding.line].strip()}",
+                f"    {finding.fix}",
+                "",
+            ]
     for judgement in report.judgements:
         pattern = judgement.pattern
         verdict = typer.style(f"{judgement.verdict:<7}", fg=_COLOURS.get(judgement.verdict))
         lines.append(f"{pattern.code}  {verdict}  {pattern.severity:<6}  {pattern.title}")
+    return "\n".join([*lines, "", _score(report)])
+
+
+def _score(report: Report) -> str:
     judged = [each for each in report.judgements if each.verdict is not Verdict.NA]
     followed = sum(each.verdict is Verdict.PASS for each in judged)
-    return "\n".join([*lines, "", f"{followed} of {len(judged)} patterns are followed."])
+    score = f"{followed} of {len(judged)} patterns are followed."
+    accepted = [(report.ignored, "ignored by a comment"), (report.baselined, "in the baseline")]
+    told = [f"{number} {where}" for number, where in accepted if number]
+    return f"{score} Accepted findings: {', '.join(told)}." if told else score
 
 
-def _place(finding: Finding, judgement: Judgement) -> str:
-    place = typer.style(f"{finding.path}:{finding.line}:{finding.column}", bold=True)
-    return f"{place}: {judgement.pattern.code} {finding.message}"
+def _place(finding: Finding, judgement: Judgement, root: Path) -> str:
+    place = f"{shown(finding.path, root)}:{finding.line}:{finding.column}"
+    return f"{typer.style(place, bold=True)}: {judgement.pattern.code} {finding.message}"
 
 
-def _source(finding: Finding, root: Path) -> list[str]:
-    text = (root / finding.path).read_text(encoding="utf-8", errors="replace")
-    return [f"    | {line.strip()}" for line in text.splitlines()[finding.line - 1 : finding.line]]
+def shown(path: Path, root: Path) -> str:
+    """Return the path of a file below the checked folder, as seen from where the command runs."""
+    here = Path(os.path.abspath(root / path))
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 def to_json(report: Report) -> str:
@@ -51,6 +66,7 @@ def to_json(report: Report) -> str:
                         "path": finding.path.as_posix(),
                         "line": finding.line,
                         "column": finding.column,
+                        "severity": str(each.pattern.severity),
                         "message": finding.message,
                         "fix": finding.fix,
                         "confidence": str(finding.confidence),
@@ -64,5 +80,35 @@ def to_json(report: Report) -> str:
             {"path": path.as_posix(), "line": line, "reason": reason}
             for path, line, reason in report.unparsed
         ],
+        "accepted": {"ignored": report.ignored, "baseline": report.baselined},
     }
     return json.dumps(document, indent=2, ensure_ascii=False)
+
+
+def to_github(report: Report, root: Path) -> str:
+    """Return workflow commands, which GitHub shows as annotations of a change.
+
+    https://docs.github.com/actions/reference/workflow-commands-for-github-actions
+    """
+    lines = [
+        f"::{_ANNOTATIONS[each.pattern.severity]} file={_property(shown(finding.path, root))},"
+        f"line={finding.line},col={finding.column},"
+        f"title={_property(f'{each.pattern.code} {each.pattern.title}')}"
+        f"::{_data(f'{finding.message} {finding.fix}')}"
+        for each in report.unmet
+        for finding in each.findings
+    ]
+    lines += [
+        f"::error file={_property(shown(path, root))},line={line},title=Not judged"
+        f"::{_data(f'The file could not be read: {reason}')}"
+        for path, line, reason in report.unparsed
+    ]
+    return "\n".join([*lines, _score(report)])
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")

@@ -1,10 +1,16 @@
 """Hold the source of a service against the checklist."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+import dataclasses
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from infer_scaffold.check.model import Judgement, Profile, Verdict
+from infer_scaffold.check import accepted
+from infer_scaffold.check.config import Config
+from infer_scaffold.check.model import Finding, Judgement, Verdict
 from infer_scaffold.check.rules import RULES
 from infer_scaffold.check.service import Service
 from infer_scaffold.check.source import read
@@ -14,15 +20,18 @@ from infer_scaffold.errors import UserError
 
 @dataclass(frozen=True)
 class Report:
-    """The verdict on every pattern, and the files that could not be read: path, line, reason."""
+    """The verdict on every pattern, and the files that could not be read: path, line, reason.
+
+    `lines` are the texts of the lines that findings are at. `ignored` and `baselined` count the
+    findings that were accepted, `stale` the entries of the baseline that are found no longer.
+    """
 
     judgements: list[Judgement]
     unparsed: list[tuple[Path, int, str]]
-
-    def only(self, codes: Collection[str]) -> "Report":
-        """Return the report on some patterns."""
-        kept = [each for each in self.judgements if each.pattern.code in codes]
-        return Report(kept, self.unparsed)
+    lines: dict[tuple[Path, int], str] = field(default_factory=dict)
+    ignored: int = 0
+    baselined: int = 0
+    stale: int = 0
 
     @property
     def failing(self) -> list[Judgement]:
@@ -34,18 +43,107 @@ class Report:
         """The patterns that it does not follow in full."""
         return [each for each in self.judgements if each.verdict in (Verdict.FAIL, Verdict.PARTIAL)]
 
+    @property
+    def known(self) -> list[accepted.Known]:
+        """What a baseline of this report holds."""
+        return [
+            accepted.known(each.pattern.code, finding, self.lines[finding.path, finding.line])
+            for each in self.unmet
+            for finding in each.findings
+        ]
 
-def check(path: Path, profile: Profile = Profile.DEFAULT) -> Report:
-    """Judge the service below a folder. Raises UserError if there is no FastAPI service."""
+
+def check(path: Path, config: Config = Config()) -> Report:  # noqa: B008
+    """Judge the service below a folder, without what its baseline holds.
+
+    Raises UserError if there is no FastAPI service, or no baseline that can be read.
+    """
+    report = check_all(path, config)
+    known = accepted.read_baseline(path)
+    if not known:
+        return report
+    before = known.total()
+    left = known.copy()
+    judgements = [_without(each, report.lines, left) for each in report.judgements]
+    # What was not asked for is not stale.
+    stale = sum(count for entry, count in left.items() if entry.code in config.codes)
+    return dataclasses.replace(
+        report, judgements=judgements, baselined=before - left.total(), stale=stale
+    )
+
+
+def _without(
+    judgement: Judgement, lines: dict[tuple[Path, int], str], known: Counter[accepted.Known]
+) -> Judgement:
+    """Return a judgement without known findings, and count these down."""
+    kept = []
+    for finding in judgement.findings:
+        entry = accepted.known(judgement.pattern.code, finding, lines[finding.path, finding.line])
+        if known[entry]:
+            known[entry] -= 1
+        else:
+            kept.append(finding)
+    return _with(judgement, kept)
+
+
+def _with(judgement: Judgement, findings: list[Finding]) -> Judgement:
+    """Where every finding is accepted, the pattern is followed."""
+    accepted_all = judgement.findings and not findings
+    verdict = Verdict.PASS if accepted_all else judgement.verdict
+    return dataclasses.replace(judgement, verdict=verdict, findings=findings)
+
+
+def check_all(path: Path, config: Config = Config()) -> Report:  # noqa: B008
+    """Judge the service below a folder, whatever its baseline holds.
+
+    Raises UserError if there is no FastAPI service.
+    """
     if not path.is_dir():
         raise UserError(f"{path} is no folder; give the folder of a service.")
-    source = read(path)
-    service = Service(source)
-    if not service.routes and not service.applications and not source.unparsed:
-        raise UserError(f"{path} has no FastAPI application; give the folder of a service.")
-    judgements = []
-    for code, rule in RULES.items():
-        verdict, findings = rule(service, profile)
-        ordered = sorted(findings, key=lambda each: (str(each.path), each.line, each.column))
-        judgements.append(Judgement(BY_CODE[code], verdict, ordered))
-    return Report(judgements, source.unparsed)
+    with _no_collection():
+        source = read(path, config.exclude)
+        service = Service(source)
+        if not service.routes and not service.applications and not source.unparsed:
+            raise UserError(f"{path} has no FastAPI application; give the folder of a service.")
+        judgements = []
+        for code in (code for code in RULES if code in config.codes):
+            verdict, findings = RULES[code](service, config.profile)
+            judgements.append(Judgement(BY_CODE[code], verdict, findings))
+    return _placed(path, Report(judgements, source.unparsed))
+
+
+def _placed(root: Path, report: Report) -> Report:
+    """Sort findings, count columns in characters, keep their lines, leave out the ignored."""
+    files = {finding.path for each in report.unmet for finding in each.findings}
+    contents = {file: (root / file).read_bytes() for file in files}
+    comments = {file: accepted.ignored(content) for file, content in contents.items()}
+    # Python's own lines: str.splitlines knows more ends of lines than a compiler does.
+    by_line = {file: content.splitlines() for file, content in contents.items()}
+    lines: dict[tuple[Path, int], str] = {}
+    judgements, ignored = [], 0
+    for judgement in report.judgements:
+        kept = []
+        for finding in judgement.findings:
+            text = by_line[finding.path][finding.line - 1]
+            if judgement.pattern.code in comments[finding.path].get(finding.line, ()):
+                ignored += 1
+                continue
+            before = text[: finding.column - 1].decode("utf-8", errors="replace")
+            lines[finding.path, finding.line] = text.decode("utf-8", errors="replace")
+            kept.append(dataclasses.replace(finding, column=len(before) + 1))
+        kept.sort(key=lambda each: (str(each.path), each.line, each.column))
+        judgements.append(_with(judgement, kept))
+    return dataclasses.replace(report, judgements=judgements, lines=lines, ignored=ignored)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Trees are millions of objects without a cycle: looking for one takes most of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # not looked through at the end of the process either
+        if enabled:
+            gc.enable()

@@ -2,12 +2,16 @@
 
 import ast
 import os
+import re
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
+
+from pathspec import GitIgnoreSpec
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 Scope = Definition | ast.Lambda | ast.ClassDef | ast.ExceptHandler
@@ -16,6 +20,13 @@ _NODES = (
     *(ast.expr, ast.stmt, ast.arguments, ast.arg, ast.keyword, ast.comprehension),
     *(ast.ExceptHandler, ast.withitem, ast.alias, ast.match_case, ast.pattern),
 )
+# A file without any of this is judged only where another one imports it. Routes need a router,
+# which comes from FastAPI; a stream and its end are written as these texts.
+_MATTERS = re.compile(
+    rb"fastapi|starlette|router|\.(?:get|post|put|delete|patch|websocket)\([\"']/"
+    rb"|event-stream|EventSourceResponse|StreamingResponse|\[DONE\]"
+)
+_IMPORT_HOPS = 2
 _SKIPPED = {"tests", "test", "testing", "node_modules", "site-packages", "build", "dist", "venv"}
 
 
@@ -177,8 +188,17 @@ class Source:
 
     @cached_property
     def by_name(self) -> dict[str, Module]:
-        """Modules by dotted name."""
-        return {module.name: module for module in self.modules}
+        """Modules by dotted name, and by each ending of it that names one module alone.
+
+        A service need not lie at the top of what is checked: `app.main` may be
+        `backend/app/main.py`.
+        """
+        names = {module.name: module for module in self.modules}
+        endings: dict[str, Module | None] = {}
+        for name, module in names.items():
+            while (name := name.partition(".")[2]) and name not in names:
+                endings[name] = None if name in endings else module
+        return names | {name: module for name, module in endings.items() if module}
 
     def canonical(self, module: Module, node: ast.AST | None) -> str:
         """Return what an expression stands for, followed through the project's own imports."""
@@ -188,8 +208,10 @@ class Source:
         for _ in range(3):
             parent, _, member = name.rpartition(".")
             origin = self.by_name.get(parent)
-            if origin is None or member not in origin.aliases:
+            if origin is None:
                 break
+            if member not in origin.aliases:
+                return f"{origin.name}.{member}"
             name = origin.aliases[member]
         return name
 
@@ -219,31 +241,81 @@ class Source:
         return found
 
 
-def read(root: Path) -> Source:
-    """Parse the Python files below a folder, without tests, environments and builds."""
+def read(root: Path, exclude: Iterable[str] = ()) -> Source:
+    """Parse the Python files below a folder, without tests, environments and builds.
+
+    Every file has to parse. Kept are those that may say something about a service, and what they
+    import.
+    """
     source = Source([])
+    excluded = GitIgnoreSpec.from_lines(exclude)
+    others: dict[str, tuple[Path, bytes]] = {}
     for path in _files(root):
         relative = path.relative_to(root)
+        if excluded.match_file(relative):
+            continue
+        content = path.read_bytes()
         try:
-            syntax = _parse(path.read_bytes())
-        except (SyntaxError, ValueError) as error:
+            if _MATTERS.search(content):
+                source.modules.append(_module(relative, root, content))
+            else:
+                _require_syntax(content)
+                others[_dotted(relative, root)] = relative, content
+        except (SyntaxError, ValueError, RecursionError) as error:
             line = getattr(error, "lineno", None) or 1
             source.unparsed.append((relative, line, getattr(error, "msg", None) or str(error)))
-            continue
-        parts = list(relative.with_suffix("").parts)
-        if len(parts) > 1 and parts[0] == "src":
-            parts = parts[1:]
-        package = parts[-1] == "__init__"
-        if package:
-            parts = parts[:-1]
-        source.modules.append(Module(relative, ".".join(parts) or root.name, syntax, package))
+    edge = source.modules
+    for _ in range(_IMPORT_HOPS):
+        wanted = {name for module in edge for each in module.imported for name in _parents(each)}
+        found = [name for name in others if any(end in wanted for end in _endings(name))]
+        edge = [_module(path, root, content) for path, content in map(others.pop, found)]
+        source.modules = [*source.modules, *edge]
+    source.modules.sort(key=lambda module: module.path)
     return source
 
 
+def _parents(name: str) -> Iterator[str]:
+    """A dotted name and the packages that it may be a member of."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _endings(name: str) -> Iterator[str]:
+    while name:
+        yield name
+        name = name.partition(".")[2]
+
+
+def _module(path: Path, root: Path, content: bytes) -> Module:
+    return Module(path, _dotted(path, root), _parse(content), path.name == "__init__.py")
+
+
+def _dotted(path: Path, root: Path) -> str:
+    parts = list(path.with_suffix("").parts)
+    if len(parts) > 1 and parts[0] == "src":
+        parts = parts[1:]
+    if parts[-1] == "__init__":
+        parts = parts[:-1]
+    return ".".join(parts) or root.resolve().name
+
+
+@lru_cache(maxsize=512)
+def _require_syntax(content: bytes) -> None:
+    """Raise SyntaxError, ValueError or RecursionError if it does not parse."""
+    _tree(content)
+
+
+# Most files of a fleet are the same bytes in all of its services.
 @lru_cache(maxsize=512)
 def _parse(content: bytes) -> Syntax:
-    """Most files of a fleet are the same bytes in all of its services."""
-    return Syntax(ast.parse(content))
+    return Syntax(_tree(content))
+
+
+def _tree(content: bytes) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an odd escape in somebody's text is not ours to report
+        return ast.parse(content)
 
 
 def _files(root: Path) -> Iterator[Path]:

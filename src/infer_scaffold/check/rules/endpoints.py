@@ -111,6 +111,11 @@ def pydantic_models(service: Service, profile: Profile) -> tuple[Verdict, list[F
         uploads = all(_takes_upload(service, route.function) for route in routes)
         if uploads and not findings:
             return Verdict.NA, []
+        if not findings:
+            function = routes[0].function
+            message = "No body is described by a pydantic model."
+            fix = "Take it as a parameter whose type is a BaseModel, so that FastAPI checks it."
+            findings = [at(function.module, function.node, message, fix)]
         return Verdict.FAIL, findings
     reachable = _with_fields(service, models)
     literal = any(_has(service, name, r"\b(Literal|Enum|StrEnum)\b") for name in reachable)
@@ -221,10 +226,18 @@ def status_codes(service: Service, profile: Profile) -> tuple[Verdict, list[Find
                     and each.cause is None
                 ]
     kinds = {code for code in codes if 400 <= code < 500 and code != 401}
-    met = [bool(kinds), len(kinds) > 1 or bool(kinds and not _needs_more(service)), not unchained]
+    route = service.routes[0].function
     if not kinds:
-        return Verdict.FAIL, unchained
-    return graded(sum(met), len(met)), unchained
+        message = "No error says with its status that the client is to blame."
+        fix = "Answer 400 to what is wrong, 404 to what is missing, 413 to what is too large."
+        return Verdict.FAIL, [*unchained, at(route.module, route.node, message, fix)]
+    enough = len(kinds) > 1 or not _needs_more(service)
+    findings = unchained
+    if not enough:
+        message = f"Every mistake of a client gets the same status, {min(kinds)}."
+        fix = "Answer 404 to what is missing, and 413 to what is too large."
+        findings = [*unchained, at(route.module, route.node, message, fix)]
+    return graded(1 + enough + (not unchained), 3), findings
 
 
 def _needs_more(service: Service) -> bool:

@@ -1,0 +1,77 @@
+"""Findings that a team has accepted: by a comment where they are, or in its baseline.
+
+`# infer-scaffold: ignore[IS201] reason` stands on the line of a finding, or alone above it. The
+baseline is a file with the findings of a day: those that come later are reported.
+"""
+
+import io
+import json
+import re
+import tokenize
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infer_scaffold.check.model import Finding
+from infer_scaffold.errors import UserError
+
+BASELINE_FILE = ".infer-scaffold-baseline.json"
+_COMMENT = re.compile(r"#\s*infer-scaffold:\s*ignore\[([^\]]*)\]")
+
+
+@dataclass(frozen=True, order=True)
+class Known:
+    """A finding as a baseline knows it: by its line's text, which moves with the code."""
+
+    code: str
+    path: str
+    text: str
+
+
+def known(code: str, finding: Finding, line: str) -> Known:
+    """Return how a baseline remembers a finding."""
+    return Known(code, finding.path.as_posix(), line.strip())
+
+
+def ignored(content: bytes) -> dict[int, frozenset[str]]:
+    """Return the codes that comments of a file accept, by line. The file has to parse."""
+    if b"infer-scaffold:" not in content:
+        return {}
+    found: dict[int, frozenset[str]] = {}
+    for token in tokenize.tokenize(io.BytesIO(content).readline):
+        match = _COMMENT.search(token.string) if token.type == tokenize.COMMENT else None
+        if match:
+            codes = frozenset(each.strip().upper() for each in match[1].split(","))
+            alone = not token.line[: token.start[1]].strip()
+            line = token.start[0] + alone
+            found[line] = found.get(line, frozenset()) | codes
+    return found
+
+
+def read_baseline(folder: Path) -> Counter[Known]:
+    """Read the baseline of a folder; one that is missing is empty. Raises UserError."""
+    file = folder / BASELINE_FILE
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        return Counter(
+            Known(each["code"], each["path"], each["text"]) for each in document["findings"]
+        )
+    except FileNotFoundError:
+        return Counter()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} cannot be used; write it again with --write-baseline.") from error
+
+
+def write_baseline(folder: Path, findings: Iterable[Known]) -> Path:
+    """Write the baseline of a folder, sorted, so that its changes can be reviewed."""
+    file = folder / BASELINE_FILE
+    entries = [
+        {"code": each.code, "path": each.path, "text": each.text} for each in sorted(findings)
+    ]
+    unfinished = file.with_suffix(".tmp")
+    unfinished.write_text(
+        json.dumps({"findings": entries}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    unfinished.replace(file)
+    return file

@@ -1,0 +1,94 @@
+"""What a project says about its own check: `[tool.infer-scaffold]` in its pyproject.toml."""
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infer_scaffold.check.model import Profile
+from infer_scaffold.checklist import BY_CODE
+from infer_scaffold.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to check. `codes` are those of the patterns, `exclude` is written as in .gitignore."""
+
+    profile: Profile = Profile.DEFAULT
+    codes: frozenset[str] = frozenset(BY_CODE)
+    exclude: tuple[str, ...] = ()
+
+
+def load(
+    path: Path,
+    *,
+    profile: Profile | None = None,
+    select: Iterable[str] | None = None,
+    ignore: Iterable[str] | None = None,
+) -> Config:
+    """Read what holds for a folder; arguments take the place of what is written there.
+
+    The nearest pyproject.toml counts, in the folder or above it. Raises UserError if its table
+    cannot be used, or for a code that is no beginning of a pattern's.
+    """
+    file = _nearest(path)
+    table = _table(file) if file else {}
+    where = f"{file} [tool.infer-scaffold]"
+    unknown = table.keys() - {"profile", "select", "ignore", "exclude"}
+    if unknown:
+        raise UserError(
+            f"{where}: there is no setting {min(unknown)!r}; "
+            "choose from profile, select, ignore, exclude."
+        )
+    if profile is None:
+        named = str(table.get("profile", Profile.DEFAULT))
+        if named not in list(Profile):
+            raise UserError(f"{where} profile: choose from {', '.join(Profile)}.")
+        profile = Profile(named)
+    wanted = _prefixes("--select", select, table, where) or ("",)
+    unwanted = _prefixes("--ignore", ignore, table, where)
+    codes = (code for code in BY_CODE if code.startswith(wanted))
+    return Config(
+        profile,
+        frozenset(code for code in codes if not code.startswith(unwanted)),
+        tuple(_texts(table, "exclude", where)),
+    )
+
+
+def _nearest(path: Path) -> Path | None:
+    folder = path.resolve()
+    found = (each / "pyproject.toml" for each in (folder, *folder.parents))
+    return next((file for file in found if file.is_file()), None)
+
+
+def _table(file: Path) -> dict[str, object]:
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}); correct it.") from error
+    tool = document.get("tool")
+    table = tool.get("infer-scaffold", {}) if isinstance(tool, dict) else {}
+    if not isinstance(table, dict):
+        raise UserError(f"{file}: tool.infer-scaffold is no table; write [tool.infer-scaffold].")
+    return table
+
+
+def _prefixes(
+    flag: str, given: Iterable[str] | None, table: dict[str, object], where: str
+) -> tuple[str, ...]:
+    """The beginnings of codes from a flag, or else from the setting of the same name."""
+    if given is None:
+        setting = flag.removeprefix("--")
+        given, flag = _texts(table, setting, where), f"{where} {setting}"
+    prefixes = tuple(each.strip().upper() for each in given if each.strip())
+    for prefix in prefixes:
+        if not any(code.startswith(prefix) for code in BY_CODE):
+            raise UserError(f"{flag}: there is no {prefix!r}; choose from {', '.join(BY_CODE)}.")
+    return prefixes
+
+
+def _texts(table: dict[str, object], setting: str, where: str) -> list[str]:
+    value = table.get(setting, [])
+    if not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        raise UserError(f'{where} {setting}: write a list of texts, such as ["IS402"].')
+    return value
