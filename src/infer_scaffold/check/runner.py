@@ -123,7 +123,8 @@ def _placed(root: Path, report: Report) -> Report:
     judgements, ignored = [], 0
     for judgement in report.judgements:
         kept = []
-        for finding in judgement.findings:
+        # Two routes may reach the same place.
+        for finding in dict.fromkeys(judgement.findings):
             text = by_line[finding.path][finding.line - 1]
             if judgement.pattern.code in comments[finding.path].get(finding.line, ()):
                 ignored += 1

@@ -67,7 +67,7 @@ class Service:
             target, declaration = given, call
         else:
             return []
-        function = self.source.function(module, target, None)
+        function = self.source.function(module, target, None, None)
         if function is None:
             return []
         return self._route(module, function, declaration, self._enclosing(module, call))
@@ -84,11 +84,13 @@ class Service:
         verb = declaration.func.attr
         path = argument(declaration, 0, "path")
         if verb not in ROUTE_DECORATORS or not isinstance(
-            path, ast.Constant | ast.JoinedStr | ast.Name
+            path, ast.Constant | ast.JoinedStr | ast.Name | ast.Attribute
         ):
             return []
         if isinstance(path, ast.Constant) and not re.match(r"/|$", str(path.value)):
             return []
+        if isinstance(path, ast.Name | ast.Attribute):
+            path = self.source.constant(module, path) or path
         receiver = module.resolve(declaration.func.value)
         methods = frozenset({verb.upper()})
         if verb not in METHODS:
@@ -174,7 +176,7 @@ class Service:
         name = function.module.resolve(node.func).rpartition(".")[2]
         if name not in ("Depends", "Security") or not node.args:
             return []
-        target = self.source.function(function.module, node.args[0], None)
+        target = self.source.function(function.module, node.args[0], None, None)
         return [target] if target else []
 
     def _annotated_alias(self, function: Function, node: ast.AST) -> list[Function]:
@@ -205,8 +207,14 @@ class Service:
             for function in edge:
                 for node in body_nodes(function.node):
                     if isinstance(node, ast.Call):
-                        callee = self.source.function(function.module, node.func, function.owner)
-                        if callee is not None and callee.node not in found:
+                        callee = self.source.function(
+                            function.module, node.func, function.owner, function.node
+                        )
+                        if (
+                            callee is not None
+                            and callee.node not in found
+                            and _runs(callee, node, function)
+                        ):
                             found[callee.node] = callee
                             following.append(callee)
             # What is defined inside and yields, such as the generator of a stream, runs as well.
@@ -242,6 +250,16 @@ class Service:
         """Whether the service offers endpoints of OpenAI's API."""
         ends = ("/chat/completions", "/completions", "/embeddings", "/audio/speech", "/responses")
         return any(route.path.endswith(ends) for route in self.routes)
+
+
+def _runs(callee: Function, call: ast.Call, caller: Function) -> bool:
+    """Whether a call runs the body: that of a generator runs where a loop takes its values."""
+    if callee.is_async or not any(
+        isinstance(node, ast.Yield | ast.YieldFrom) for node in body_nodes(callee.node)
+    ):
+        return True
+    around = caller.module.parents.get(call)
+    return isinstance(around, ast.For | ast.comprehension) and around.iter is call
 
 
 def argument(call: ast.Call, position: int | None, name: str) -> ast.expr | None:

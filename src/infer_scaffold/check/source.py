@@ -216,17 +216,74 @@ class Source:
         return name
 
     def function(
-        self, module: Module, node: ast.AST, owner: ast.ClassDef | None
+        self, module: Module, node: ast.AST, owner: ast.ClassDef | None, inside: Definition | None
     ) -> Function | None:
-        """Return the project's function that a callee stands for."""
-        if (
-            owner is not None
-            and isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id in ("self", "cls")
-        ):
-            return self.functions.get(f"{module.name}.{owner.name}.{node.attr}")
+        """Return the project's function that a callee stands for, in a class and a function."""
+        if isinstance(node, ast.Attribute):
+            if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls") and owner:
+                made = f"{module.name}.{owner.name}"
+            else:
+                made = self.made_by(module, node.value, owner, inside)
+            method = self.functions.get(f"{made}.{node.attr}")
+            if method is not None:
+                return method
         return self.functions.get(self.canonical(module, node))
+
+    def made_by(
+        self, module: Module, node: ast.AST, owner: ast.ClassDef | None, inside: Definition | None
+    ) -> str:
+        """Return the dotted name of the class, or of the function, that made an object, or ""."""
+        if isinstance(node, ast.Attribute):
+            if not (isinstance(node.value, ast.Name) and node.value.id == "self" and owner):
+                origin, _, member = self.canonical(module, node).rpartition(".")
+                return self._global(self.by_name.get(origin), member)
+            return self._attribute(module, owner, node.attr)
+        if not isinstance(node, ast.Name):
+            return ""
+        if inside is not None:
+            for parameter in (*inside.args.posonlyargs, *inside.args.args, *inside.args.kwonlyargs):
+                if parameter.arg == node.id:
+                    return self._annotated(module, parameter.annotation)
+            made = _assigned(inside.body, node.id)
+            if made is not None:
+                return self._maker(module, made)
+        origin, _, member = self.canonical(module, node).rpartition(".")
+        return self._global(self.by_name.get(origin), member)
+
+    def constant(self, module: Module, node: ast.expr) -> ast.expr | None:
+        """Return what a name is given at the top of its module, if it is the project's own."""
+        origin, _, member = self.canonical(module, node).rpartition(".")
+        found = self.by_name.get(origin)
+        return _assigned(found.tree.body, member) if found else None
+
+    def _global(self, module: Module | None, name: str) -> str:
+        made = _assigned(module.tree.body, name) if module else None
+        return self._maker(module, made) if module and made is not None else ""
+
+    def _attribute(self, module: Module, owner: ast.ClassDef, name: str) -> str:
+        """What `self.name = ...` is given in a method, or `name: Type` says in the class."""
+        for statement in owner.body:
+            if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == name:
+                return self._annotated(module, statement.annotation)
+            if isinstance(statement, Definition):
+                made = _assigned(statement.body, f"self.{name}")
+                if isinstance(made, ast.Name):
+                    return self.made_by(module, made, None, statement)
+                if made is not None:
+                    return self._maker(module, made)
+        return ""
+
+    def _maker(self, module: Module, value: ast.AST) -> str:
+        return self.canonical(module, value.func) if isinstance(value, ast.Call) else ""
+
+    def _annotated(self, module: Module, annotation: ast.AST | None) -> str:
+        """The class that an annotation names: of `Annotated[A, ...]` and `A | None`, that is A."""
+        if isinstance(annotation, ast.Subscript):
+            inner = annotation.slice
+            annotation = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
+        if isinstance(annotation, ast.BinOp):
+            annotation = annotation.left
+        return self.canonical(module, annotation) if annotation is not None else ""
 
     def bases(self, module: Module, node: ast.ClassDef, depth: int = 5) -> set[str]:
         """Return the dotted names of all base classes, through the project's own."""
@@ -326,6 +383,26 @@ def _files(root: Path) -> Iterator[Path]:
         for name in sorted(names):
             if name.endswith(".py") and not name.startswith("test_") and name != "conftest.py":
                 yield Path(folder, name)
+
+
+def _assigned(body: list[ast.stmt], target: str) -> ast.expr | None:
+    """What a name is given in some statements, or in the blocks among them."""
+    for statement in body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            if any(_dotted_name(each) == target for each in targets):
+                return statement.value
+        elif isinstance(statement, ast.If | ast.With | ast.AsyncWith | ast.Try):
+            found = _assigned(statement.body, target)
+            if found is not None:
+                return found
+    return None
+
+
+def _dotted_name(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted_name(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def body_nodes(node: Scope) -> Iterator[ast.AST]:

@@ -1,6 +1,7 @@
 """Route handlers: what blocks them, what they take, and how they fail."""
 
 import ast
+import codecs
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -8,12 +9,13 @@ from itertools import pairwise
 from infer_scaffold.check.model import Finding, Profile, Verdict
 from infer_scaffold.check.rules._finding import at, graded, statuses
 from infer_scaffold.check.rules.blocking import (
+    INSTANCE_CALLS,
     METHODS,
     MODEL_METHODS,
     MODEL_NAMES,
     MODULE_CALLS,
 )
-from infer_scaffold.check.service import Service
+from infer_scaffold.check.service import Service, argument
 from infer_scaffold.check.source import Function, Module, body_nodes
 
 _BLOCK_FIX = "Give it to a thread with `await asyncio.to_thread(...)`, or use an async library."
@@ -31,7 +33,7 @@ def async_routes(service: Service, profile: Profile) -> tuple[Verdict, list[Find
             if not start.is_async:
                 continue  # FastAPI runs it in a thread
             for function in service.reached(start):
-                for node, why in _blocking(function):
+                for node, why in _blocking(service, function):
                     finding = at(function.module, node, f"{why} on the event loop.", _BLOCK_FIX)
                     findings[str(finding.path), finding.line, finding.column] = finding
         if not route.function.is_async:
@@ -46,24 +48,65 @@ def async_routes(service: Service, profile: Profile) -> tuple[Verdict, list[Find
     return (Verdict.PARTIAL, found) if found else (Verdict.PASS, [])
 
 
-def _blocking(function: Function) -> Iterator[tuple[ast.AST, str]]:
+def _blocking(service: Service, function: Function) -> Iterator[tuple[ast.AST, str]]:
     module = function.module
     awaited = {each.value for each in body_nodes(function.node) if isinstance(each, ast.Await)}
     for node in body_nodes(function.node):
         if not isinstance(node, ast.Call) or node in awaited:
             continue
         name = module.resolve(node.func)
-        if name in MODULE_CALLS:
+        known = _of_instance(service, function, node)
+        if known:
+            yield node, f"`{ast.unparse(node.func)}` {known}"
+        elif name in MODULE_CALLS:
             yield node, f"`{ast.unparse(node.func)}` {MODULE_CALLS[name]}"
         elif isinstance(node.func, ast.Attribute):
-            verb, receiver = node.func.attr, ast.unparse(node.func.value).lower()
+            verb, receiver = node.func.attr, _name(node.func.value)
             if verb in METHODS:
                 yield node, f"`.{verb}()` {METHODS[verb]}"
             elif verb in MODEL_METHODS and any(each in receiver for each in MODEL_NAMES):
+                if _names_codec(node):
+                    continue
                 if function.is_async and not _iterated_async(function, node):
                     yield node, f"`.{verb}()` {MODEL_METHODS[verb]}"
-            elif verb == "read" and receiver.endswith(".file"):
+            elif verb == "read" and ast.unparse(node.func).endswith(".file.read"):
                 yield node, "`UploadFile.file.read()` reads a file"
+
+
+def _name(node: ast.expr) -> str:
+    """The last name of an expression, in lower case: of `worker.engine` and `engine(x)`, that is
+    `engine`."""
+    if isinstance(node, ast.Call | ast.Subscript):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    if isinstance(node, ast.Attribute):
+        return node.attr.lower()
+    return node.id.lower() if isinstance(node, ast.Name) else ""
+
+
+def _names_codec(call: ast.Call) -> bool:
+    """Whether it is `text.encode("utf-8")`, whatever the text is called."""
+    given = argument(call, 0, "encoding")
+    if not (isinstance(given, ast.Constant) and isinstance(given.value, str)):
+        return False
+    try:
+        codecs.lookup(given.value)
+    except (LookupError, ValueError):
+        return False
+    return True
+
+
+def _of_instance(service: Service, function: Function, call: ast.Call) -> str | None:
+    """Why a method of an object of a known class blocks, if it does."""
+    names: list[str] = []
+    receiver = call.func
+    while True:
+        maker = service.source.made_by(function.module, receiver, function.owner, function.node)
+        if maker in INSTANCE_CALLS:
+            return INSTANCE_CALLS[maker].get(".".join(names))
+        if not isinstance(receiver, ast.Attribute):
+            return None
+        names.insert(0, receiver.attr)
+        receiver = receiver.value
 
 
 def _iterated_async(function: Function, call: ast.Call) -> bool:

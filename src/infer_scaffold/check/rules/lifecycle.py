@@ -194,4 +194,11 @@ def _ended(module: Module) -> tuple[set[str], set[str]]:
             cancelled |= collections
         if variable in awaited:
             awaited |= collections
+    for call in module.of(ast.Call):
+        # tasks.append(task): what happens to the tasks happens to the task.
+        if isinstance(call.func, ast.Attribute) and call.func.attr in ("append", "add"):
+            held = _names(call.func.value)
+            members = {name for each in call.args for name in _names(each)}
+            cancelled |= members if held & cancelled else set()
+            awaited |= members if held & awaited else set()
     return cancelled, awaited

@@ -72,7 +72,24 @@ def _find_responses(service: Service) -> Iterator[tuple[Module, ast.AST, bool]]:
                 yield module, node, True
             elif name.endswith("Response") and _is_stream(module, argument(node, 3, "media_type")):
                 given = argument(node, 2, "headers")
-                yield module, node, given is not None and _sends(service, module, given)
+                sends = given is not None and _sends(service, module, given)
+                yield module, node, sends or _set_later(module, node)
+
+
+def _set_later(module: Module, call: ast.Call) -> bool:
+    """`response = StreamingResponse(...)`, and then `response.headers[...] = ...`."""
+    assignment = module.parents.get(call)
+    if not isinstance(assignment, ast.Assign):
+        return False
+    receivers = {f"{name}.headers" for name in _targets(assignment)}
+    texts = {
+        text.lower()
+        for statement in ast.walk(module.parents[assignment])
+        if isinstance(statement, ast.Assign | ast.Expr)
+        and any(module.resolve(node) in receivers for node in ast.walk(statement))
+        for text in text_of(statement)
+    }
+    return texts.issuperset(_HEADERS)
 
 
 def _media_type(node: ast.ClassDef) -> bool:
