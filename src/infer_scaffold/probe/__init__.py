@@ -1,0 +1,1 @@
+"""The checklist held to a running service: `infer-scaffold probe`."""

@@ -1,0 +1,57 @@
+"""What a probe asks and finds, as data."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from infer_scaffold.probe.target import Target
+
+
+class Verdict(StrEnum):
+    """What came of a question."""
+
+    PASS = "pass"  # noqa: S105
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+class Unmet(Exception):
+    """A service did something else than was wanted."""
+
+    def __init__(self, request: str, got: str, wanted: str) -> None:
+        super().__init__(got)
+        self.request, self.got, self.wanted = request, got, wanted
+
+
+class Skip(Exception):
+    """A question that this service cannot be asked; the text says why."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing that a service does where it follows a pattern.
+
+    `ask` returns if it does, and raises Unmet or Skip if not. A question is destructive where a
+    service in production would suffer: it is asked on demand alone.
+    """
+
+    code: str
+    name: str
+    holds: str
+    ask: Callable[["Target"], Awaitable[None]]
+    destructive: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a question; of one that failed, what was sent, what came, what was wanted."""
+
+    question: Question
+    verdict: Verdict
+    seconds: float
+    request: str = ""
+    got: str = ""
+    wanted: str = ""
+    reason: str = ""

@@ -1,0 +1,221 @@
+"""Streams: headers, framing, and delivery token by token."""
+
+import asyncio
+import statistics
+import time
+from typing import Any
+
+from infer_scaffold.probe.model import Question, Skip
+from infer_scaffold.probe.target import Stream, Target, short
+
+_CLOSE = 1.0  # seconds that a connection may stay open after [DONE]
+_SPREAD = 0.3  # of the time of an answer, the part in which its tokens arrive
+_TOKENS_PER_EVENT = 4
+_LONG = 6.0  # seconds that an answer goes on that is left in the middle
+_LEFT = 8  # answers that are left
+_SLOWER = 2.5
+_NOISE = 0.3  # seconds
+
+
+async def _media_type(target: Target) -> None:
+    reply = (await target.sample()).reply
+    kind = reply.headers.get("content-type", "nothing")
+    if kind.partition(";")[0].strip() != "text/event-stream":
+        raise reply.unmet("content-type: text/event-stream", f"content-type: {kind}")
+
+
+async def _no_cache(target: Target) -> None:
+    reply = (await target.sample()).reply
+    found = reply.headers.get("cache-control", "nothing")
+    if not {"no-cache", "no-store"} & {part.strip() for part in found.lower().split(",")}:
+        raise reply.unmet("cache-control: no-cache", f"cache-control: {found}")
+
+
+async def _no_buffering(target: Target) -> None:
+    reply = (await target.sample()).reply
+    found = reply.headers.get("x-accel-buffering", "nothing")
+    if found.lower() != "no":
+        wanted = "x-accel-buffering: no, so that nginx passes on each token"
+        raise reply.unmet(wanted, f"x-accel-buffering: {found}")
+
+
+async def _framing(target: Target) -> None:
+    stream = await target.sample()
+    wanted = "events of `data: ` and JSON, each ended by an empty line"
+    if not stream.events:
+        raise stream.unmet(stream.reply.shown, wanted)
+    if stream.rest:
+        raise stream.unmet(f"{stream.rest[:80]!r} without an empty line after it", wanted)
+    for event in stream.events:
+        if event.malformed:
+            raise stream.unmet(f"the line {short(event.malformed[0])!r}", wanted)
+        if not event.data:
+            raise stream.unmet("an event without data, which stops clients", wanted)
+        if event.data != "[DONE]" and not isinstance(_json(stream, event.data), dict):
+            raise stream.unmet(f"data: {short(event.data)}", wanted)
+
+
+def _json(stream: Stream, data: str) -> Any:
+    for event in stream.events:
+        if event.data == data:
+            try:
+                return event.json()
+            except ValueError:
+                return None
+    return None
+
+
+async def _done(target: Target) -> None:
+    stream = await target.sample()
+    wanted = "`data: [DONE]` as the last event"
+    last = stream.events[-1].data if stream.events else None
+    if last != "[DONE]":
+        raise stream.unmet(f"as the last event {short(str(last))}", wanted)
+    late = stream.closed - stream.events[-1].at
+    if late > _CLOSE:
+        wanted = "the end of the answer right after [DONE]: openai-node waits for it"
+        raise stream.unmet(f"an end {late:.1f} s after [DONE]", wanted)
+
+
+async def _identity(target: Target) -> None:
+    stream = await target.sample()
+    for name in ("id", "created", "model", "object"):
+        values = {str(chunk.get(name)) for chunk in stream.chunks}
+        if len(values) != 1 or values == {"None"}:
+            wanted = f"the same {name} in every chunk"
+            raise stream.unmet(f"{name}: {', '.join(sorted(values)[:4])}", wanted)
+    if stream.chunks[0]["object"] != "chat.completion.chunk":
+        raise stream.unmet(f"object: {stream.chunks[0]['object']}", "object: chat.completion.chunk")
+
+
+async def _finish(target: Target) -> None:
+    stream = await target.sample()
+    choices = [choice for chunk in stream.chunks for choice in chunk.get("choices") or []]
+    reasons = [choice.get("finish_reason") for choice in choices]
+    if not choices or sum(reason is not None for reason in reasons) != 1 or reasons[-1] is None:
+        got = f"the finish reasons {reasons[-4:]}"
+        raise stream.unmet(got, "one finish_reason, in the last choice")
+    if choices[0].get("delta", {}).get("role") != "assistant":
+        got = f"first {short(str(choices[0]))}"
+        raise stream.unmet(got, "the role assistant in the first delta")
+
+
+async def _usage(target: Target) -> None:
+    stream = await target.sample()
+    wanted = "with include_usage a last chunk with usage, and without choices"
+    if not stream.chunks:
+        raise stream.unmet("no chunk", wanted)
+    last = stream.chunks[-1]
+    usage = last.get("usage")
+    if not isinstance(usage, dict) or last.get("choices") != []:
+        raise stream.unmet(f"last {short(str(last))}", wanted)
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")]
+    if not all(isinstance(count, int) and count > 0 for count in counts) or (
+        counts[0] + counts[1] != counts[2]
+    ):
+        raise stream.unmet(f"usage: {usage}", "prompt, completion and total tokens that add up")
+    plain = await target.stream(target.chat(max_tokens=2))
+    if any(chunk.get("choices") == [] for chunk in plain.chunks):
+        raise plain.unmet("a chunk without choices", "none where include_usage was not asked for")
+
+
+async def _token_by_token(target: Target) -> None:
+    streams = [await target.sample()]
+    for _ in range(2):
+        streams.append(await target.stream(target.chat(temperature=0)))
+    spreads = []
+    for stream in streams:
+        texts = stream.texts
+        if len(texts) < 8:
+            usage = _completion_tokens(stream)
+            if usage and usage >= 8 * max(len(texts), 1):
+                got = f"{usage} tokens in {len(texts)} events"
+                raise stream.unmet(got, "an event for each token")
+            continue
+        spreads.append((texts[-1].at - texts[0].at) / texts[-1].at)
+        usage = _completion_tokens(stream)
+        if usage and usage > _TOKENS_PER_EVENT * len(texts):
+            got = f"{usage} tokens in {len(texts)} events"
+            raise stream.unmet(got, "an event for each token")
+    if not spreads:
+        raise Skip("the answers are too short to see how they arrive")
+    spread = statistics.median(spreads)
+    if spread < _SPREAD:
+        texts = streams[-1].texts
+        got = (
+            f"{len(texts)} tokens within {(texts[-1].at - texts[0].at) * 1000:.0f} ms, after "
+            f"{texts[0].at * 1000:.0f} ms without any"
+        )
+        raise streams[-1].unmet(got, "tokens that arrive while the answer is made")
+
+
+def _completion_tokens(stream: Stream) -> int:
+    for chunk in reversed(stream.chunks):
+        usage = chunk.get("usage")
+        if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
+            return int(usage["completion_tokens"])
+    return 0
+
+
+async def _disconnect(target: Target) -> None:
+    sample = await target.sample()
+    if len(sample.texts) < 4:
+        raise Skip("the answers are too short to leave one")
+    pace = sample.texts[-1].at / len(sample.texts)
+    long = await _long_answer(target, min(4096, max(64, int(_LONG / pace))))
+    before = [await _short(target) for _ in range(3)]
+    await asyncio.gather(*(_leave(target, long) for _ in range(_LEFT)))
+    await asyncio.sleep(0.5)
+    after = [await _short(target)]
+    usual = statistics.median(before)
+    # One slow answer may be chance; a slot that stays taken is slow again.
+    while after[-1] > _SLOWER * usual + _NOISE and len(after) < 3:
+        after.append(await _short(target))
+    if after[-1] > _SLOWER * usual + _NOISE:
+        request = f"{_LEFT} streams of {long['max_tokens']} tokens, left after the first token"
+        got = f"the next client waited {after[0]:.2f} s, where {usual:.2f} s are usual"
+        raise sample.unmet(got, f"that a client who leaves frees its slot ({request})")
+
+
+async def _long_answer(target: Target, tokens: int) -> dict[str, Any]:
+    """The body of an answer that goes on for seconds. Raises Skip if the model ends too early."""
+    while tokens >= 64:
+        body = target.chat(temperature=0, max_tokens=tokens)
+        for more in ({}, {"ignore_eos": True}):
+            reply = await target.send("POST", target.chat_path, body | more)
+            if reply.status == 200:
+                answer = reply.json()
+                if answer["choices"][0].get("finish_reason") == "length":
+                    return body | more
+        if reply.status == 200:
+            break
+        tokens //= 2  # longer than the context
+    raise Skip("the model ends its answers too early to leave one")
+
+
+async def _short(target: Target) -> float:
+    """The seconds of a short answer, to its end."""
+    return (await target.stream(target.chat(temperature=0, max_tokens=8))).closed
+
+
+async def _leave(target: Target, body: dict[str, Any]) -> None:
+    """Begin a stream, and close the connection when the first of it is there."""
+    async with asyncio.timeout(5), target.open(body) as response:
+        started = time.perf_counter()
+        async for read in response.aiter_bytes():
+            if b"content" in read or time.perf_counter() - started > 1:
+                return
+
+
+QUESTIONS = (
+    Question("IS301", "stream-media-type", "A stream is text/event-stream.", _media_type),
+    Question("IS301", "stream-no-cache", "A stream says that nobody may cache it.", _no_cache),
+    Question("IS301", "stream-no-buffering", "A stream tells nginx not to buffer.", _no_buffering),
+    Question("IS302", "stream-framing", "Events are `data: ` and JSON, and nothing else.", _framing),
+    Question("IS302", "stream-done", "The last event is [DONE], and then it ends.", _done),
+    Question("IS302", "stream-identity", "id, created and model stay within a stream.", _identity),
+    Question("IS302", "stream-finish", "The role comes first, one finish_reason last.", _finish),
+    Question("IS302", "stream-usage", "Usage comes where it is asked for, and adds up.", _usage),
+    Question("IS303", "stream-delivery", "Tokens arrive one by one.", _token_by_token),
+    Question("IS303", "stream-disconnect", "A client that leaves frees its slot.", _disconnect),
+)

@@ -1,0 +1,227 @@
+"""The service that is asked: its address, what it offers, and what it answered."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+from infer_scaffold.probe import sse
+from infer_scaffold.probe.model import Skip, Unmet
+
+_SHOWN = 300  # characters of a body
+TELL_STORY: list[dict[str, str]] = [
+    {"role": "user", "content": "Count from one to one hundred, in words, one after the other."}
+]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A request as a reader may repeat it, and what came."""
+
+    request: str
+    status: int
+    headers: httpx2.Headers
+    content: bytes
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.content.decode("utf-8", errors="replace")
+
+    @property
+    def shown(self) -> str:
+        """The status, the type and the beginning of the body."""
+        kind = self.headers.get("content-type", "no content-type")
+        return f"{self.status}, {kind}: {short(self.text)}"
+
+    def json(self) -> Any:
+        """Return the body as JSON. Raises Unmet if it is none."""
+        try:
+            return json.loads(self.content)
+        except ValueError:
+            raise self.unmet("a body that is JSON") from None
+
+    def unmet(self, wanted: str, got: str | None = None) -> Unmet:
+        """Return the finding that something else was wanted."""
+        return Unmet(self.request, got or self.shown, wanted)
+
+    def require(self, *statuses: int) -> "Reply":
+        """Return itself. Raises Unmet if the status is another one."""
+        if self.status not in statuses:
+            raise self.unmet(f"status {' or '.join(map(str, statuses))}")
+        return self
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A streamed answer: seconds count from the request. `rest` stands behind the last event."""
+
+    reply: Reply
+    events: list[sse.Event]
+    rest: bytes
+    closed: float
+
+    @property
+    def chunks(self) -> list[dict[str, Any]]:
+        """The events that are JSON objects."""
+        found = []
+        for event in self.events:
+            try:
+                value = event.json()
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                found.append(value)
+        return found
+
+    @property
+    def texts(self) -> list[sse.Event]:
+        """The events that bring text."""
+        return [event for event in self.events if _text(event)]
+
+    def unmet(self, got: str, wanted: str) -> Unmet:
+        """Return the finding that something else was wanted."""
+        return Unmet(self.reply.request, got, wanted)
+
+
+def _text(event: sse.Event) -> str:
+    try:
+        (choice,) = event.json()["choices"]
+        delta = choice["delta"]
+        return str(delta.get("content") or delta.get("reasoning_content") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+
+
+@dataclass
+class Target:
+    """A running service. `api` is the path that its endpoints are below, such as /v1."""
+
+    client: httpx2.AsyncClient
+    url: str
+    api: str
+    key: str | None
+    timeout: float
+    pid: int | None = None
+    models: list[str] = field(default_factory=list)
+    chat_model: str | None = None
+    embeddings_model: str | None = None
+    has_files: bool = False
+    uploaded: list[str] = field(default_factory=list)
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What one question got and another one needs, too."""
+
+    def chat(self, **fields: Any) -> dict[str, Any]:
+        """Return the body of a chat request. Raises Skip if there is no chat."""
+        if self.chat_model is None:
+            raise Skip("no model answers chat requests")
+        return {"model": self.chat_model, "messages": TELL_STORY, "max_tokens": 32} | fields
+
+    def embed(self, given: Any, **fields: Any) -> dict[str, Any]:
+        """Return the body of an embeddings request. Raises Skip if there are none."""
+        if self.embeddings_model is None:
+            raise Skip("no model answers embeddings requests")
+        return {"model": self.embeddings_model, "input": given} | fields
+
+    @property
+    def chat_path(self) -> str:
+        """Where chat is."""
+        return f"{self.api}/chat/completions"
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        headers: dict[str, str] | None = None,
+        **more: Any,
+    ) -> Reply:
+        """Send a request; a body of bytes goes as it is, another one as JSON.
+
+        Raises Unmet if no answer comes in time, or the connection breaks.
+        """
+        if isinstance(body, bytes):
+            more["content"] = body
+        elif body is not None:
+            more["json"] = body
+        request = describe(method, path, body)
+        started = time.perf_counter()
+        try:
+            response = await self.client.request(method, path, headers=headers, **more)
+        except httpx2.TimeoutException:
+            got = f"nothing within {self.timeout:g} s"
+            raise Unmet(request, got, "an answer") from None
+        except httpx2.TransportError as error:
+            raise Unmet(request, broken(error), "an answer") from None
+        seconds = time.perf_counter() - started
+        return Reply(request, response.status_code, response.headers, response.content, seconds)
+
+    @asynccontextmanager
+    async def open(self, body: dict[str, Any]) -> AsyncIterator[httpx2.Response]:
+        """Open a streamed chat answer. Raises Unmet like `send`."""
+        body = body | {"stream": True}
+        request = describe("POST", self.chat_path, body)
+        try:
+            async with self.client.stream("POST", self.chat_path, json=body) as response:
+                yield response
+        except httpx2.TimeoutException:
+            raise Unmet(
+                request, f"nothing for {self.timeout:g} s", "the next event, or the end"
+            ) from None
+        except httpx2.TransportError as error:
+            raise Unmet(request, broken(error), "a stream that ends with [DONE]") from None
+
+    async def stream(self, body: dict[str, Any]) -> Stream:
+        """Read a streamed chat answer to its end. Raises Unmet like `send`."""
+        started = time.perf_counter()
+        reads = []
+        async with self.open(body) as response:
+            async for read in response.aiter_bytes():
+                reads.append((time.perf_counter() - started, read))
+        closed = time.perf_counter() - started
+        content = b"".join(read for _, read in reads)
+        request = describe("POST", self.chat_path, body | {"stream": True})
+        reply = Reply(request, response.status_code, response.headers, content, closed)
+        events, rest = sse.parse(reads)
+        return Stream(reply, events, rest, closed)
+
+    async def sample(self) -> Stream:
+        """Return a streamed answer that all questions about streams share.
+
+        Raises Skip if there is no chat, or it cannot stream.
+        """
+        if "stream" not in self.kept:
+            stream = await self.stream(
+                self.chat(temperature=0, stream_options={"include_usage": True})
+            )
+            if stream.reply.status in (400, 404, 422, 501):
+                raise Skip(f"the service does not stream: {stream.reply.shown}")
+            self.kept["stream"] = stream
+        found: Stream = self.kept["stream"]
+        found.reply.require(200)
+        return found
+
+
+def describe(method: str, path: str, body: Any) -> str:
+    """Return a request in one line, without its key."""
+    if body is None:
+        return f"{method} {path}"
+    text = repr(body) if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False)
+    return f"{method} {path} {short(text)}"
+
+
+def short(text: str) -> str:
+    """Return the beginning of a text, in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}... ({len(text)} characters)"
+
+
+def broken(error: Exception) -> str:
+    """Say in words what happened to a connection."""
+    return f"a connection that broke: {error or type(error).__name__}"
