@@ -3,8 +3,11 @@
 check, explain, status and docs/patterns/ read it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+
+from infer_scaffold.errors import UserError
 
 
 class Severity(StrEnum):
@@ -453,3 +456,29 @@ def to_markdown(pattern: Pattern) -> str:
 
 {pattern.fix}
 """
+
+
+def matching(
+    select: Iterable[str],
+    ignore: Iterable[str],
+    *,
+    names: tuple[str, str] = ("--select", "--ignore"),
+) -> frozenset[str]:
+    """Return the codes that begin with one of `select` and with none of `ignore`.
+
+    Without `select` all codes are taken. Raises UserError for one that no code begins with;
+    `names` are those of the two for its message.
+    """
+    wanted = _prefixes(names[0], select) or ("",)
+    unwanted = _prefixes(names[1], ignore)
+    return frozenset(
+        code for code in BY_CODE if code.startswith(wanted) and not code.startswith(unwanted)
+    )
+
+
+def _prefixes(name: str, given: Iterable[str]) -> tuple[str, ...]:
+    prefixes = tuple(each.strip().upper() for each in given if each.strip())
+    for prefix in prefixes:
+        if not any(code.startswith(prefix) for code in BY_CODE):
+            raise UserError(f"{name}: there is no {prefix!r}; choose from {', '.join(BY_CODE)}.")
+    return prefixes

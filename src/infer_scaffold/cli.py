@@ -291,6 +291,74 @@ def check(
         raise typer.Exit(1)
 
 
+class Report(StrEnum):
+    """What `probe` prints."""
+
+    TEXT = "text"
+    JSON = "json"
+    JUNIT = "junit"
+
+
+@app.command()
+def probe(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Address of the running service.")],
+    *,
+    api_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", envvar="INFER_SCAFFOLD_API_KEY", help="Key of the service."),
+    ] = None,
+    format: Annotated[Report, typer.Option(help="How to print it.")] = Report.TEXT,
+    select: Annotated[
+        str | None, typer.Option(metavar="CODES", help="Only these patterns, such as IS302,IS5.")
+    ] = None,
+    ignore: Annotated[str | None, typer.Option(metavar="CODES", help="Not these patterns.")] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="How long to wait for each answer.")
+    ] = 60,
+    chat_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model for chat. [default: the first]")
+    ] = None,
+    embeddings_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model for embeddings. [default: the first]")
+    ] = None,
+    destructive: Annotated[
+        bool,
+        typer.Option(
+            "--destructive", help="Also flood it, and with --pid stop it: not in production."
+        ),
+    ] = False,
+    pid: Annotated[
+        int | None,
+        typer.Option(metavar="PID", min=2, help="Its process, to measure memory and to stop it."),
+    ] = None,
+) -> None:
+    """Question a running service, ours or not, about what the checklist asks of it.
+
+    Sends a bounded number of small requests, and deletes the files that it uploads. Exits with 1
+    when an answer is not as wanted.
+    """
+    import asyncio
+
+    from infer_scaffold.probe import output, runner
+    from infer_scaffold.probe.model import Verdict
+
+    options = runner.Options(api_key, timeout, chat_model, embeddings_model, pid, destructive)
+    codes = checklist.matching(
+        select.split(",") if select else (), ignore.split(",") if ignore else ()
+    )
+    tell = (lambda answer: typer.echo(output.to_text(answer))) if format is Report.TEXT else None
+    answers = asyncio.run(runner.probe(url, options, codes, tell or (lambda answer: None)))
+    match format:
+        case Report.TEXT:
+            typer.echo(f"\n{output.score(answers)}")
+        case Report.JSON:
+            typer.echo(output.to_json(url, answers))
+        case Report.JUNIT:
+            typer.echo(output.to_junit(url, answers))
+    if any(answer.verdict is Verdict.FAIL for answer in answers):
+        raise typer.Exit(1)
+
+
 @app.command()
 def explain(
     code: Annotated[

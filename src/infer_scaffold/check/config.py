@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infer_scaffold.check.model import Profile
-from infer_scaffold.checklist import BY_CODE
+from infer_scaffold.checklist import BY_CODE, matching
 from infer_scaffold.errors import UserError
 
 
@@ -45,14 +45,15 @@ def load(
         if named not in list(Profile):
             raise UserError(f"{where} profile: choose from {', '.join(Profile)}.")
         profile = Profile(named)
-    wanted = _prefixes("--select", select, table, where) or ("",)
-    unwanted = _prefixes("--ignore", ignore, table, where)
-    codes = (code for code in BY_CODE if code.startswith(wanted))
-    return Config(
-        profile,
-        frozenset(code for code in codes if not code.startswith(unwanted)),
-        tuple(_texts(table, "exclude", where)),
+    codes = matching(
+        _texts(table, "select", where) if select is None else select,
+        _texts(table, "ignore", where) if ignore is None else ignore,
+        names=(
+            f"{where} select" if select is None else "--select",
+            f"{where} ignore" if ignore is None else "--ignore",
+        ),
     )
+    return Config(profile, codes, tuple(_texts(table, "exclude", where)))
 
 
 def _nearest(path: Path) -> Path | None:
@@ -71,20 +72,6 @@ def _table(file: Path) -> dict[str, object]:
     if not isinstance(table, dict):
         raise UserError(f"{file}: tool.infer-scaffold is no table; write [tool.infer-scaffold].")
     return table
-
-
-def _prefixes(
-    flag: str, given: Iterable[str] | None, table: dict[str, object], where: str
-) -> tuple[str, ...]:
-    """The beginnings of codes from a flag, or else from the setting of the same name."""
-    if given is None:
-        setting = flag.removeprefix("--")
-        given, flag = _texts(table, setting, where), f"{where} {setting}"
-    prefixes = tuple(each.strip().upper() for each in given if each.strip())
-    for prefix in prefixes:
-        if not any(code.startswith(prefix) for code in BY_CODE):
-            raise UserError(f"{flag}: there is no {prefix!r}; choose from {', '.join(BY_CODE)}.")
-    return prefixes
 
 
 def _texts(table: dict[str, object], setting: str, where: str) -> list[str]:

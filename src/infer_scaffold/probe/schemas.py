@@ -1,0 +1,150 @@
+"""Answers as OpenAI's types and OpenAI's client have them."""
+
+import base64
+import math
+import struct
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from infer_scaffold.probe.model import Question, Skip, Unmet
+from infer_scaffold.probe.target import Reply, Target, short
+
+_PARTS = 2e-2  # how far a text's embedding in a batch may be from that alone
+_SAME = 1e-3
+
+
+def _validated(reply: Reply, kind: type[BaseModel]) -> Any:
+    try:
+        return kind.model_validate_json(reply.content, strict=True)
+    except ValidationError as error:
+        raise reply.unmet(f"openai.types' {kind.__name__} ({_first(error)})") from None
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(map(str, problem["loc"]))
+    return short(f"{place}: {problem['msg']}")
+
+
+async def _chat(target: Target) -> None:
+    from openai.types.chat import ChatCompletion
+
+    body = target.chat(max_tokens=4, temperature=0)
+    reply = (await target.send("POST", target.chat_path, body)).require(200)
+    answer: ChatCompletion = _validated(reply, ChatCompletion)
+    again = (await target.send("POST", target.chat_path, body)).require(200).json()
+    if answer.id == again.get("id"):
+        raise reply.unmet("an id of its own for each answer", f"{answer.id} twice")
+    usage = answer.usage
+    if usage is None or usage.prompt_tokens + usage.completion_tokens != usage.total_tokens:
+        raise reply.unmet("usage that adds up")
+    if usage.completion_tokens > 4 or answer.choices[0].finish_reason not in ("length", "stop"):
+        raise reply.unmet("at most max_tokens tokens, and a finish_reason")
+
+
+async def _chunks(target: Target) -> None:
+    from openai.types.chat import ChatCompletionChunk
+
+    stream = await target.sample()
+    for event in stream.events:
+        if event.data and event.data != "[DONE]":
+            try:
+                ChatCompletionChunk.model_validate_json(event.data, strict=True)
+            except ValidationError as error:
+                wanted = f"openai.types' ChatCompletionChunk ({_first(error)})"
+                raise stream.unmet(f"data: {short(event.data)}", wanted) from None
+
+
+async def _embeddings(target: Target) -> None:
+    from openai.types import CreateEmbeddingResponse
+
+    texts = ["The sun is a star.", "A violin has four strings, and " * 5 + "no frets."]
+    reply = await _embed(target, texts, encoding_format="float")
+    answer: CreateEmbeddingResponse = _validated(reply, CreateEmbeddingResponse)
+    if [each.index for each in answer.data] != [0, 1]:
+        raise reply.unmet("an embedding for each text, in their order")
+    first, second = (each.embedding for each in answer.data)
+    if len(first) != len(second) or not all(map(math.isfinite, first + second)):
+        raise reply.unmet("vectors of one size, and of numbers")
+    alone = await _embed(target, texts[0], encoding_format="float")
+    (single,) = alone.json()["data"]
+    if _distance(first, single["embedding"]) > _PARTS * math.hypot(*first):
+        raise alone.unmet("the same embedding alone and in a batch", "another one")
+
+
+async def _base64(target: Target) -> None:
+    floats = await _embed(target, "hello", encoding_format="float")
+    encoded = await _embed(target, "hello", encoding_format="base64")
+    (numbers,), (text,) = floats.json()["data"], encoded.json()["data"]
+    wanted = "a text: the float32 values, little-endian, in base64. OpenAI's clients ask for it"
+    try:
+        packed = base64.b64decode(text["embedding"], validate=True)
+        values = struct.unpack(f"<{len(packed) // 4}f", packed)
+    except (TypeError, ValueError, struct.error):
+        raise encoded.unmet(wanted) from None
+    if len(values) != len(numbers["embedding"]):
+        raise encoded.unmet(wanted, f"{len(values)} values, not {len(numbers['embedding'])}")
+    if _distance(list(values), numbers["embedding"]) > _SAME * math.hypot(*values):
+        raise encoded.unmet(wanted, "other values than as floats")
+
+
+def _distance(one: list[float], other: list[float]) -> float:
+    return math.dist(one, other) if len(one) == len(other) else math.inf
+
+
+async def _embed(target: Target, given: Any, **fields: Any) -> Reply:
+    path = f"{target.api}/embeddings"
+    reply = (await target.send("POST", path, target.embed(given, **fields))).require(200)
+    if not isinstance(reply.json(), dict) or not reply.json().get("data"):
+        raise reply.unmet("a list of embeddings")
+    return reply
+
+
+async def _openai_python(target: Target) -> None:
+    import openai
+
+    client = openai.AsyncOpenAI(
+        base_url=f"{target.url.rstrip('/')}{target.api}",
+        api_key=target.key or "none",
+        timeout=target.timeout,
+        max_retries=0,
+    )
+    request = f"openai-python {openai.__version__}"
+    async with client:
+        if target.chat_model is not None:
+            body: Any = target.chat(max_tokens=4, stream=True)
+            async with await client.chat.completions.create(**body) as stream:
+                chunks = [chunk async for chunk in stream]
+            if not any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks):
+                raise Unmet(f"{request}, a stream", f"{len(chunks)} chunks, no text", "text")
+        if target.embeddings_model is not None:
+            # The client asks for base64 by itself, and decodes it.
+            answer = await client.embeddings.create(model=target.embeddings_model, input="hello")
+            if not all(isinstance(number, float) for number in answer.data[0].embedding):
+                raise Unmet(f"{request}, embeddings", short(str(answer)), "numbers")
+        async for model in client.models.list():
+            if not isinstance(model.id, str):
+                raise Unmet(f"{request}, models", short(str(model)), "models with an id")
+
+
+async def openai_python(target: Target) -> None:
+    """Use OpenAI's own client. Raises Unmet for whatever it raises."""
+    import openai
+
+    if target.chat_model is None and target.embeddings_model is None and not target.models:
+        raise Skip("there is nothing of OpenAI's API")
+    try:
+        await _openai_python(target)
+    except (openai.OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
+        got = f"{type(error).__name__}: {short(str(error))}"
+        raise Unmet(f"openai-python {openai.__version__}", got, "answers it can read") from error
+
+
+QUESTIONS = (
+    Question("IS501", "chat-schema", "A chat answer has all that OpenAI's has.", _chat),
+    Question("IS501", "chunk-schema", "A chunk has all that OpenAI's has.", _chunks),
+    Question("IS501", "embeddings-schema", "Embeddings have all that OpenAI's have.", _embeddings),
+    Question("IS501", "embeddings-base64", "Embeddings come as base64, too.", _base64),
+    Question("IS502", "openai-python", "OpenAI's client reads the answers.", openai_python),
+)
