@@ -17,7 +17,7 @@ class Verdict(StrEnum):
     SKIP = "skip"
 
 
-class Unmet(Exception):
+class Unmet(Exception):  # noqa: N818 - an answer, not an error
     """A service did something else than was wanted."""
 
     def __init__(self, request: str, got: str, wanted: str) -> None:
@@ -25,7 +25,7 @@ class Unmet(Exception):
         self.request, self.got, self.wanted = request, got, wanted
 
 
-class Skip(Exception):
+class Skip(Exception):  # noqa: N818
     """A question that this service cannot be asked; the text says why."""
 
 

@@ -34,7 +34,9 @@ def score(answers: Iterable[Answer]) -> str:
     asked = counts[Verdict.PASS] + counts[Verdict.FAIL]
     text = f"{counts[Verdict.PASS]} of {asked} answers are as wanted"
     return (
-        f"{text}, {counts[Verdict.SKIP]} questions do not apply." if counts["skip"] else f"{text}."
+        f"{text}, {counts[Verdict.SKIP]} questions do not apply."
+        if counts[Verdict.SKIP]
+        else f"{text}."
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +54,8 @@ async def probe(
                 answers.append(answer)
                 tell(answer)
         finally:
-            try:
+            with suppress(Unmet):  # It may have left.
                 await uploads.clean(target)
-            except Unmet:
-                pass  # It has left, or never kept them.
     return answers
 
 

@@ -24,12 +24,13 @@ class Event:
 
 def parse(reads: list[tuple[float, bytes]]) -> tuple[list[Event], bytes]:
     """Return the events of a body, which came in reads, and what is left behind the last one."""
-    events, pending = [], b""
+    events: list[Event] = []
+    pending = b""
     for at, read in reads:
         pending += read
         *blocks, pending = _BOUNDARY.split(pending)
-        events += [_event(at, block) for block in blocks]
-    return [event for event in events if event], pending  # type: ignore[misc]
+        events += filter(None, (_event(at, block) for block in blocks))
+    return events, pending
 
 
 def _event(at: float, block: bytes) -> Event | None:

@@ -108,10 +108,9 @@ async def _usage(target: Target) -> None:
     usage = last.get("usage")
     if not isinstance(usage, dict) or last.get("choices") != []:
         raise stream.unmet(f"last {short(str(last))}", wanted)
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")]
-    if not all(isinstance(count, int) and count > 0 for count in counts) or (
-        counts[0] + counts[1] != counts[2]
-    ):
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    counts = [count for name in names if isinstance(count := usage.get(name), int) and count > 0]
+    if len(counts) != len(names) or counts[0] + counts[1] != counts[2]:
         raise stream.unmet(f"usage: {usage}", "prompt, completion and total tokens that add up")
     plain = await target.stream(target.chat(max_tokens=2))
     if any(chunk.get("choices") == [] for chunk in plain.chunks):

@@ -174,7 +174,8 @@ async def _read(reader: asyncio.StreamReader, request: str) -> Reply:
     except asyncio.IncompleteReadError:
         raise ConnectionError("closed without an answer") from None
     status, *lines = head.split("\r\n")
-    headers = httpx2.Headers([tuple(line.split(": ", 1)) for line in lines if ": " in line])
+    pairs = (line.partition(":") for line in lines if line)
+    headers = httpx2.Headers([(name, value.strip()) for name, _, value in pairs])
     body = await reader.read(int(headers.get("content-length", 1 << 16)))
     return Reply(request, int(status.split()[1]), headers, body, 0.0)
 
