@@ -14,7 +14,7 @@ from infer_scaffold.errors import UserError
 from infer_scaffold.probe import health, uploads
 from infer_scaffold.probe.model import Answer, Question, Skip, Unmet, Verdict
 from infer_scaffold.probe.questions import QUESTIONS
-from infer_scaffold.probe.target import Target, broken
+from infer_scaffold.probe.target import Target, broken, short
 
 _TRIED = 8  # models of a list that are asked what they can do
 
@@ -71,6 +71,11 @@ async def _ask(question: Question, target: Target) -> Answer:
         return answer(Verdict.SKIP, reason=str(skip))
     except Unmet as unmet:
         return answer(Verdict.FAIL, request=unmet.request, got=unmet.got, wanted=unmet.wanted)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # Questions read answers as they should be: one that has another form ends here.
+        request, got = (target.last.request, target.last.shown) if target.last else ("", "")
+        wanted = f"an answer of OpenAI's form ({type(error).__name__}: {short(str(error))})"
+        return answer(Verdict.FAIL, request=request, got=got, wanted=wanted)
     return answer(Verdict.PASS)
 
 

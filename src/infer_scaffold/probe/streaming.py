@@ -13,6 +13,7 @@ _CLOSE = 1.0  # seconds that a connection may stay open after [DONE]
 _SPREAD = 0.3  # of the time of an answer, the part in which its tokens arrive
 _TOKENS_PER_EVENT = 4
 _LONG = 6.0  # seconds that an answer goes on that is left in the middle
+_LONG_ENOUGH = 1.0
 _LEFT = 8  # answers that are left
 _PATIENCE = 5.0  # seconds for the first token of an answer that is left
 _SLOWER = 2.5
@@ -163,7 +164,7 @@ async def _disconnect(target: Target) -> None:
     long = await _long_answer(target, min(4096, max(64, int(_LONG / pace))))
     before = [await _short(target) for _ in range(3)]
     await asyncio.gather(*(_leave(target, long) for _ in range(_LEFT)))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.2)
     after = [await _short(target)]
     usual = statistics.median(before)
     # One slow answer may be chance; a slot that stays taken is slow again.
@@ -184,10 +185,12 @@ async def _long_answer(target: Target, tokens: int) -> dict[str, Any]:
             if reply.status == 200:
                 answer = reply.json()
                 if answer["choices"][0].get("finish_reason") == "length":
+                    if reply.seconds < _LONG_ENOUGH:
+                        raise Skip(f"the longest answer takes {reply.seconds:.1f} s: too short")
                     return body | more
         if reply.status == 200:
             break
-        tokens //= 2  # longer than the context
+        tokens = tokens * 3 // 4  # longer than the context
     raise Skip("the model ends its answers too early to leave one")
 
 

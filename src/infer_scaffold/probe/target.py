@@ -113,6 +113,7 @@ class Target:
     embeddings_model: str | None = None
     has_files: bool = False
     uploaded: list[str] = field(default_factory=list)
+    last: Reply | None = None
     kept: dict[str, Any] = field(default_factory=dict)
     """What one question got and another one needs, too."""
 
@@ -149,7 +150,9 @@ class Target:
         if isinstance(body, bytes):
             more["content"] = body
         elif body is not None:
-            more["json"] = body
+            # In ASCII: odd text has to reach the service, even text that UTF-8 cannot write.
+            more["content"] = json.dumps(body).encode()
+            headers = {"content-type": "application/json"} | (headers or {})
         request = describe(method, path, body)
         started = time.perf_counter()
         try:
@@ -160,7 +163,9 @@ class Target:
         except httpx2.TransportError as error:
             raise Unmet(request, broken(error), "an answer") from None
         seconds = time.perf_counter() - started
-        return Reply(request, response.status_code, response.headers, response.content, seconds)
+        status, content = response.status_code, response.content
+        self.last = Reply(request, status, response.headers, content, seconds)
+        return self.last
 
     @asynccontextmanager
     async def open(self, body: dict[str, Any]) -> AsyncIterator[httpx2.Response]:
@@ -188,6 +193,7 @@ class Target:
         content = b"".join(read for _, read in reads)
         request = describe("POST", self.chat_path, body | {"stream": True})
         reply = Reply(request, response.status_code, response.headers, content, closed)
+        self.last = reply
         events, rest = sse.parse(reads)
         return Stream(reply, events, rest, closed)
 
@@ -212,7 +218,7 @@ def describe(method: str, path: str, body: Any) -> str:
     """Return a request in one line, without its key."""
     if body is None:
         return f"{method} {path}"
-    text = repr(body) if isinstance(body, bytes) else json.dumps(body, ensure_ascii=False)
+    text = repr(body) if isinstance(body, bytes) else json.dumps(body)
     return f"{method} {path} {short(text)}"
 
 
