@@ -1,5 +1,6 @@
 """Every subset of the endpoints boots as a process and answers OpenAI's client."""
 
+import asyncio
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +10,13 @@ import openai
 import pytest
 from openai import OpenAI
 
+from infer_scaffold.checklist import BY_CODE
+from infer_scaffold.probe import streaming, uploads
+from infer_scaffold.probe.model import Verdict
+from infer_scaffold.probe.runner import Options, probe
 from infer_scaffold.questions import Answers
 from tests.server import Server
-from tests.template.conftest import Boot
+from tests.conftest import Boot
 from tests.template.test_matrix import CHOICES, subsets
 
 KEY = "sk-tests"
@@ -35,6 +40,23 @@ ROUTES = {
 }
 
 
+STREAMS = {question.name for question in streaming.QUESTIONS} | {"chunk-schema"}
+CHAT = STREAMS | {"chat-schema", "overload"}
+EMBEDDINGS = {"embeddings-schema", "embeddings-base64"}
+FILES = {question.name for question in uploads.QUESTIONS}
+BOTH = {"free-loop", "validation", "no-json", "no-500", "unknown-model", "openai-python", "model"}
+
+
+def skipped_without(variant: Answers) -> set[str]:
+    """The questions that a variant cannot be asked."""
+    endpoints = variant["endpoints"]
+    found = set() if variant.get("streaming") != "none" else STREAMS
+    found |= set() if "chat" in endpoints else CHAT
+    found |= set() if "embeddings" in endpoints else EMBEDDINGS
+    found |= set() if "files" in endpoints else FILES
+    return found | (set() if {"chat", "embeddings"} & set(endpoints) else BOTH)
+
+
 def name_of(variant: Answers) -> str:
     return "-".join([*variant["endpoints"], variant.get("streaming", "")]).strip("-")
 
@@ -54,7 +76,7 @@ def make_api(server: Server, *, key: str = KEY, strict: bool = True) -> OpenAI:
 def test_the_variant_boots_and_answers(variant: Answers, boot: Boot) -> None:
     endpoints = variant["endpoints"]
     models = [f"tiny-{kind}" for kind in ("chat", "embeddings") if kind in endpoints]
-    server = boot(variant, api_keys=KEY)
+    server = boot(variant, api_keys=KEY, max_queue=16)
     api = make_api(server)
 
     check_models(api, models)
@@ -82,7 +104,14 @@ def test_the_variant_boots_and_answers(variant: Answers, boot: Boot) -> None:
     if "health" in endpoints:
         check_health(server, loaded=models)
 
-    assert server.terminate(timeout=10) == 0, server.messages()
+    # The last question is how it leaves.
+    options = Options(key=KEY, pid=server.process.pid, destructive=True)
+    codes = frozenset(BY_CODE) - ({"IS701"} if "health" not in endpoints else set())
+    answers = asyncio.run(probe(server.url, options, codes))
+    assert [each for each in answers if each.verdict is Verdict.FAIL] == []
+    skipped = {each.question.name for each in answers if each.verdict is Verdict.SKIP}
+    assert skipped <= skipped_without(variant)
+    assert server.process.wait(10) == 0, server.messages()
     assert "Traceback" not in server.messages(), server.messages()
 
 

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from infer_scaffold import template
-from tests.template.conftest import builders
+from tests.conftest import builders
 
 Schema = dict[str, Any]
 

@@ -5,7 +5,7 @@ way.
 import subprocess
 from pathlib import Path
 
-from tests.template.conftest import Boot
+from tests.conftest import Boot
 
 FOLDER = Path(__file__).parents[1] / "node"
 

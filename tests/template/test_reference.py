@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from infer_scaffold import generate
-from tests.template.conftest import builders
+from tests.conftest import builders
 
 TEXTS = [
     "x",

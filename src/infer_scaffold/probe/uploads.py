@@ -3,6 +3,7 @@
 import asyncio
 import os
 import ssl
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import httpx2
 
 from infer_scaffold.probe import envelope
 from infer_scaffold.probe.model import Question, Skip, Unmet
-from infer_scaffold.probe.target import Reply, Target, short
+from infer_scaffold.probe.target import Reply, Target, broken, short
 
 _CONTENT = bytes(range(256)) * 64 + "größe\n".encode()
 _NAME = "probe größe.bin"
@@ -99,31 +100,47 @@ async def _streamed(target: Target) -> None:
         raise Skip("no endpoint takes files")
     request = f"POST {target.api}/files in chunks, without a length"
     reader, writer = await _connect(target)
-    before, most, sent = _resident(target.pid), 0, 0
     answer = asyncio.create_task(_read(reader, request))
+    memory = asyncio.create_task(_most_memory(target.pid))
+    sent = 0
     try:
-        writer.write(_head(target, "transfer-encoding: chunked") + _chunk(_part()))
-        while sent < _SENT and not answer.done():
-            writer.write(_chunk(_PIECE))
-            await writer.drain()
-            sent += len(_PIECE)
-            most = max(most, _resident(target.pid) - before)
-    except OSError:
-        pass  # closed in the middle, after the answer or without one
-    try:
-        async with asyncio.timeout(_PATIENCE):
+        with suppress(OSError):  # closed in the middle, after the answer or without one
+            writer.write(_head(target, "transfer-encoding: chunked") + _chunk(_part()))
+            while sent < _SENT and not answer.done():
+                writer.write(_chunk(_PIECE))
+                await writer.drain()
+                sent += len(_PIECE)
+            writer.write(_chunk(b"\r\n--probe--\r\n") + _chunk(b""))
+        async with asyncio.timeout(target.timeout):
             reply = await answer
     except TimeoutError:
-        if sent >= _SENT:
-            raise Skip(f"the limit is above {_SENT >> 20} MiB") from None
-        raise Unmet(request, f"nothing after {sent >> 20} MiB", "status 413") from None
+        got = f"nothing within {target.timeout:g} s after {sent >> 20} MiB"
+        raise Unmet(request, got, "status 413") from None
+    except OSError as error:
+        got = f"after {sent >> 20} MiB {broken(error)}"
+        raise Unmet(request, got, "status 413") from None
     finally:
         answer.cancel()
+        memory.cancel()
         writer.close()
+    if reply.status == 200:
+        target.uploaded.append(str(reply.json().get("id")))
+        raise Skip(f"the limit is above {_SENT >> 20} MiB")
+    most = await memory
     envelope.require(reply, 413)
     if most > _HELD:
         got = f"{most >> 20} MiB more memory while {sent >> 20} MiB arrived"
         raise reply.unmet(f"less than {_HELD >> 20} MiB: bytes go on while they arrive", got)
+
+
+async def _most_memory(pid: int | None) -> int:
+    """The most memory that a process takes beyond what it has now, in bytes, until cancelled."""
+    before, most = _resident(pid), 0
+    with suppress(asyncio.CancelledError):
+        while True:
+            most = max(most, _resident(pid) - before)
+            await asyncio.sleep(0.02)
+    return most
 
 
 def _resident(pid: int | None) -> int:

@@ -1,0 +1,316 @@
+"""A pattern broken in a generated service: the questions that should notice do, and no others."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infer_scaffold.checklist import matching
+from infer_scaffold.probe.model import Verdict
+from infer_scaffold.probe.questions import QUESTIONS
+from infer_scaffold.probe.runner import Options, probe
+from tests.conftest import Boot
+
+Change = Callable[[Path], None]
+
+
+def swap(name: str, *pairs: tuple[str, str]) -> Change:
+    """Replace texts of a module; each has to be in it."""
+
+    def change(package: Path) -> None:
+        text = (package / name).read_text()
+        for old, new in pairs:
+            assert old in text, old
+            text = text.replace(old, new)
+        (package / name).write_text(text)
+
+    return change
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """What is broken, which questions have to notice, and among which."""
+
+    title: str
+    noticed: set[str]
+    asked: str
+    change: Change | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    destructive: bool = False
+
+
+COLLECTED = """
+async def collected(events):
+    held = [each async for each in events]
+    for each in held:
+        yield each
+"""
+READ_WHOLE = """
+    content = await file.read()
+    if len(content) > 1 << 20:
+        raise APIError(413, "too large")
+"""
+LIMITLESS = {"max_upload_size": 10**13}
+
+MUTATIONS = [
+    Mutation(
+        "the route blocks",
+        {"free-loop"},
+        "IS201",
+        swap(
+            "routers/embeddings.py",
+            ("    async with reg", "    __import__('time').sleep(2)\n    async with reg"),
+        ),
+    ),
+    Mutation(
+        "any encoding is taken",
+        {"validation"},
+        "IS202",
+        swap(
+            "schemas/embeddings.py",
+            ('Literal["float", "base64"] | None = Field', "Any = Field"),
+            ("Annotated, Literal", "Annotated, Any"),
+        ),
+    ),
+    Mutation(
+        "errors are FastAPI's own",
+        {"no-json", "no-500", "unknown-model", "unknown-route", "wrong-method"},
+        "IS203",
+        swap("app.py", ("    add_error_handlers(app)\n", "")),
+    ),
+    Mutation(
+        "an empty text ends in an error",
+        {"no-500"},
+        "IS203",
+        swap(
+            "schemas/embeddings.py",
+            ("Field(min_length=1)]\nTokens", "Field(min_length=0)]\nTokens"),
+        ),
+    )
+    if False
+    else Mutation(
+        "an unusual seed ends in an error",
+        {"no-500"},
+        "IS203",
+        swap(
+            "routers/chat.py",
+            ("async def create_chat_completion", "async def create_chat_completion"),
+        ),
+    ),
+    Mutation(
+        "an unknown model is a 400",
+        {"unknown-model"},
+        "IS203",
+        swap(
+            "errors.py",
+            (
+                'HTTP_404_NOT_FOUND, message, param="model"',
+                'HTTP_400_BAD_REQUEST, message, param="model"',
+            ),
+        ),
+    ),
+    Mutation(
+        "every key is accepted",
+        {"wrong-key"},
+        "IS203",
+        swap("middleware.py", ('scheme.lower() == "bearer" and any(matches)', "True")),
+    ),
+    Mutation(
+        "nobody says when to retry",
+        {"overload"},
+        "IS203",
+        swap("errors.py", ('headers={"Retry-After": str(error.retry_after)},', "")),
+        {"max_queue": 4},
+        destructive=True,
+    ),
+    Mutation(
+        "a stream says it is text",
+        {"stream-media-type"},
+        "IS301",
+        swap("sse.py", ('"text/event-stream"', '"text/plain"')),
+    ),
+    Mutation(
+        "proxies may keep and collect a stream",
+        {"stream-no-cache", "stream-no-buffering"},
+        "IS301",
+        swap(
+            "sse.py",
+            ('"Cache-Control": "no-cache"', '"Cache-Control": "public"'),
+            ('"X-Accel-Buffering"', '"X-Other"'),
+        ),
+    ),
+    Mutation(
+        "an event is empty",
+        {"stream-framing"},
+        "IS302",
+        swap("sse.py", ('DONE = b"', 'DONE = b"data: \\n\\n')),
+    ),
+    Mutation("no [DONE]", {"stream-done"}, "IS302", swap("sse.py", ("data: [DONE]\\n\\n", ""))),
+    Mutation(
+        "each chunk has an id of its own",
+        {"stream-identity"},
+        "IS302",
+        swap("routers/chat_stream.py", ("id=head.id", "id=f'{head.id}-{id(choices)}'")),
+    ),
+    Mutation(
+        "no finish_reason",
+        {"stream-finish"},
+        "IS302",
+        swap("routers/chat_stream.py", ("finish_reason=chunk.finish_reason", "finish_reason=None")),
+    ),
+    Mutation(
+        "usage for those who did not ask",
+        {"stream-usage"},
+        "IS302",
+        swap("routers/chat_stream.py", ("if with_usage:", "if not with_usage:")),
+    ),
+    Mutation(
+        "a stream comes in one lump",
+        {"stream-delivery"},
+        "IS303",
+        swap(
+            "sse.py",
+            (
+                "super().__init__(events,",
+                "events = collected(events)\n        super().__init__(events,",
+            ),
+            ("class EventStream", COLLECTED + "\n\nclass EventStream"),
+        ),
+    ),
+    Mutation(
+        "nothing is cancelled",
+        {"stream-disconnect"},
+        "IS303",
+        swap(
+            "models/batching.py",
+            ("                self._manager.cancel_request(request_id)\n", ""),
+            (
+                "                self._forget(request_id)\n            stream",
+                "                pass\n            stream",
+            ),
+        ),
+    ),
+    Mutation("there is no limit", {"upload-announced"}, "IS4", None, LIMITLESS),
+    Mutation(
+        "an upload is read whole",
+        {"upload-announced", "upload-streamed"},
+        "IS401",
+        swap(
+            "routers/files.py",
+            ("    if not file.filename or", READ_WHOLE + "    if not file.filename or"),
+        ),
+        LIMITLESS,
+        destructive=True,
+    ),
+    Mutation(
+        "the purpose is a query",
+        {"upload-form", "upload-round-trip"},
+        "IS402",
+        swap("routers/files.py", ("Form(description=", "Query(description=")),
+    ),
+    Mutation(
+        "a deleted file stays",
+        {"upload-round-trip"},
+        "IS402",
+        swap("routers/files.py", ("    await files.delete(file)\n", "")),
+    ),
+    Mutation(
+        "an answer is called something else",
+        {"chat-schema"},
+        "IS501",
+        swap(
+            "routers/chat_answer.py",
+            ("return ChatCompletion(", "return ChatCompletion.model_construct("),
+            ('"chat.completion"', '"chat"'),
+        ),
+    ),
+    Mutation(
+        "created is a text",
+        {"chunk-schema"},
+        "IS501",
+        swap(
+            "routers/chat_stream.py",
+            ("        ChatCompletionChunk(", "        ChatCompletionChunk.model_construct("),
+            ("created=head.created", "created=str(head.created)"),
+        ),
+    ),
+    Mutation(
+        "all embeddings are the first",
+        {"embeddings-schema"},
+        "IS501",
+        swap("routers/embeddings.py", ("index=index", "index=0")),
+    ),
+    Mutation(
+        "base64 is not understood",
+        {"embeddings-base64"},
+        "IS501",
+        swap("routers/embeddings.py", ('if encoding == "float"', "if encoding")),
+    ),
+    Mutation(
+        "a stream without text",
+        {"openai-python"},
+        "IS502",
+        swap("routers/chat_stream.py", ("content=chunk.text or None", "content=None")),
+    ),
+    Mutation(
+        "health hides its process",
+        {"health"},
+        "IS701",
+        swap("routers/health.py", ("    pid: int", "    number: int"), ("pid=os", "number=os")),
+    ),
+    Mutation(
+        "nobody tells when it is ready",
+        {"live-and-ready"},
+        "IS701",
+        swap("routers/health.py", ('"/ready"', '"/prepared"')),
+    ),
+    Mutation(
+        "models are made anew at every question",
+        {"models", "model"},
+        "IS702",
+        swap(
+            "routers/models.py",
+            ("created=registry.created", "created=int(__import__('time').time() * 1000)"),
+        ),
+    ),
+    Mutation(
+        "every name is a model",
+        {"model"},
+        "IS702",
+        swap(
+            "routers/models.py",
+            ("return card(registry.spec(model_id)", "return card(registry.specs[0]"),
+        ),
+    ),
+    Mutation(
+        "it says that it is ready while it leaves",
+        {"drain"},
+        "IS101",
+        swap("routers/health.py", ("if request.app.state.drain.draining:", "if False:")),
+        destructive=True,
+    ),
+]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.title)
+def test_the_questions_that_should_notice_do(mutation: Mutation, boot: Boot) -> None:
+    server = boot({}, mutation.change, api_keys="sk-tests", **mutation.settings)
+    options = Options(
+        key="sk-tests", timeout=30, pid=server.process.pid, destructive=mutation.destructive
+    )
+    answers = asyncio.run(probe(server.url, options, matching([mutation.asked], [])))
+
+    failed = [answer for answer in answers if answer.verdict is Verdict.FAIL]
+    assert {answer.question.name for answer in failed} == mutation.noticed
+    for answer in failed:
+        assert answer.request
+        assert answer.got
+        assert answer.wanted
+
+
+def test_every_question_has_a_mutation() -> None:
+    noticed = set().union(*(mutation.noticed for mutation in MUTATIONS))
+    assert noticed == {question.name for question in QUESTIONS}
