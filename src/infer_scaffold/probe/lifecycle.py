@@ -4,37 +4,57 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 from infer_scaffold.probe import envelope, health
 from infer_scaffold.probe.model import Question, Skip, Unmet
+from infer_scaffold.probe.streaming import long_answer
 from infer_scaffold.probe.target import Target
 
-_BEGUN = 0.5  # seconds from the signal until the service has to say that it leaves
+_BEFORE = 0.1  # seconds that an answer goes on before the signal
+_SAID = 0.2  # seconds from the signal until the service has to say that it leaves
 _GONE = 60.0  # seconds until it has to be gone
 
 
 async def _drain(target: Target) -> None:
     if target.pid is None:
         raise Skip("give the process id of the service with --pid")
-    stream = None
+    answer = None
     if target.chat_model is not None:
-        stream = asyncio.create_task(target.stream(target.chat(max_tokens=256, temperature=0)))
-        await asyncio.sleep(_BEGUN / 2)
+        answer = asyncio.create_task(_answer(target, await _long_body(target)))
+        await asyncio.sleep(_BEFORE)
     os.kill(target.pid, signal.SIGTERM)
-    if stream is not None and not stream.done():
-        await asyncio.sleep(_BEGUN)
-        if not stream.done():
+    if answer is not None:
+        await asyncio.sleep(_SAID)
+        if not answer.done():
             await _leaving(target)
-    if stream is not None:
-        answered = await stream
-        if answered.reply.status != 200 or answered.events[-1].data != "[DONE]":
-            got = f"an end after {len(answered.texts)} tokens"
-            raise answered.unmet(got, "the answer in full: it had begun before SIGTERM")
+        await answer
     for _ in range(int(_GONE / 0.1)):
         if not _runs(target.pid):
             return
         await asyncio.sleep(0.1)
     raise Unmet("SIGTERM", f"a process that still runs after {_GONE:g} s", "its end")
+
+
+async def _long_body(target: Target) -> dict[str, Any]:
+    try:
+        body, _ = await long_answer(target)
+    except Skip:
+        body = target.chat(max_tokens=256)
+    return body
+
+
+async def _answer(target: Target, body: dict[str, Any]) -> None:
+    """Get an answer in full, as a stream where there are streams."""
+    wanted = "the answer in full: it had begun before SIGTERM"
+    if not await target.streams():
+        reply = await target.send("POST", target.chat_path, body)
+        if reply.status != 200:
+            raise reply.unmet(wanted)
+        return
+    stream = await target.stream(body)
+    if not stream.events or stream.events[-1].data != "[DONE]":
+        raise stream.unmet(f"an end after {len(stream.texts)} tokens", wanted)
 
 
 async def _leaving(target: Target) -> None:

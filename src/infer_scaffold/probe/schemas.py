@@ -113,16 +113,20 @@ async def _openai_python(target: Target) -> None:
     request = f"openai-python {openai.__version__}"
     async with client:
         if target.chat_model is not None:
-            body: Any = target.chat(max_tokens=4, stream=True)
-            async with await client.chat.completions.create(**body) as stream:
-                chunks = [chunk async for chunk in stream]
-            if not any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks):
-                raise Unmet(f"{request}, a stream", f"{len(chunks)} chunks, no text", "text")
+            body: Any = target.chat(max_tokens=16, temperature=0)
+            answer = await client.chat.completions.create(**body)
+            if not answer.choices[0].message.content:
+                raise Unmet(f"{request}, chat", short(str(answer)), "text")
+            if await target.streams():
+                async with await client.chat.completions.create(**body, stream=True) as stream:
+                    chunks = [chunk async for chunk in stream]
+                if not any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks):
+                    raise Unmet(f"{request}, a stream", f"{len(chunks)} chunks, no text", "text")
         if target.embeddings_model is not None:
             # The client asks for base64 by itself, and decodes it.
-            answer = await client.embeddings.create(model=target.embeddings_model, input="hello")
-            if not all(isinstance(number, float) for number in answer.data[0].embedding):
-                raise Unmet(f"{request}, embeddings", short(str(answer)), "numbers")
+            vectors = await client.embeddings.create(model=target.embeddings_model, input="hello")
+            if not all(isinstance(number, float) for number in vectors.data[0].embedding):
+                raise Unmet(f"{request}, embeddings", short(str(vectors)), "numbers")
         async for model in client.models.list():
             if not isinstance(model.id, str):
                 raise Unmet(f"{request}, models", short(str(model)), "models with an id")

@@ -197,6 +197,14 @@ class Target:
         events, rest = sse.parse(reads)
         return Stream(reply, events, rest, closed)
 
+    async def streams(self) -> bool:
+        """Whether chat answers can be streamed."""
+        try:
+            await self.sample()
+        except Skip:
+            return False
+        return True
+
     async def sample(self) -> Stream:
         """Return a streamed answer that all questions about streams share.
 

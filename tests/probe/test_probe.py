@@ -1,0 +1,140 @@
+"""`infer-scaffold probe` as its users meet it."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import httpx2
+import pytest
+
+from infer_scaffold.probe.sse import parse
+from tests.conftest import Boot, Run
+
+KEY = "sk-tests"
+SERVICE: dict[str, Any] = {"endpoints": ["files", "health"]}
+
+
+def stay(package: Path) -> None:
+    """Let nobody see the headers of a refusal, and let files stay."""
+    file = package / "routers" / "files.py"
+    text = file.read_text()
+    assert "    await files.delete(file)\n" in text
+    file.write_text(text.replace("    await files.delete(file)\n", ""))
+
+
+def test_text(boot: Boot, run: Run) -> None:
+    server = boot(SERVICE, stay, api_keys=KEY)
+
+    outcome = run("probe", server.url, "--api-key", KEY, "--select", "IS4,IS501")
+
+    assert (outcome.code, outcome.err) == (1, "")
+    lines = outcome.out.splitlines()
+    assert lines[0] == "IS401  pass  upload-announced      A length above the limit is a 413."
+    failed = lines.index("IS402  fail  upload-round-trip     A file comes back as it was.")
+    assert lines[failed + 1].startswith("    request  GET /v1/files/file-")
+    assert lines[failed + 2].startswith("    got      200, application/json: {")
+    assert lines[failed + 3].startswith("    wanted   status 404")
+    assert "    not asked: no model answers chat requests" in lines
+    assert lines[-1] == "2 of 3 answers are as wanted, 4 questions do not apply."
+    assert KEY not in outcome.out
+
+
+def test_it_deletes_what_it_made(boot: Boot, run: Run) -> None:
+    server = boot(SERVICE)
+    mine = httpx2.post(
+        f"{server.url}/v1/files", files={"file": ("mine", b"x")}, data={"purpose": "user_data"}
+    ).json()
+
+    assert run("probe", server.url, "--select", "IS4").code == 0
+
+    left = httpx2.get(f"{server.url}/v1/files").json()["data"]
+    assert [file["id"] for file in left] == [mine["id"]]
+
+
+def test_json(boot: Boot, run: Run) -> None:
+    # The address may end in /v1, as clients have it.
+    outcome = run("probe", f"{boot(SERVICE).url}/v1/", "--format", "json", "--select", "IS7")
+
+    document = json.loads(outcome.out)
+    assert outcome.code == 0
+    assert [(each["name"], each["verdict"]) for each in document["answers"]] == [
+        ("health", "pass"),
+        ("live-and-ready", "pass"),
+        ("models", "pass"),
+        ("model", "skip"),
+    ]
+    assert document["answers"][-1]["reason"] == "no model is listed"
+
+
+def test_junit(boot: Boot, run: Run) -> None:
+    server = boot(SERVICE, stay)
+
+    outcome = run("probe", server.url, "--format", "junit", "--ignore", "IS2,IS3,IS5,IS7")
+
+    suite = ET.fromstring(outcome.out)
+    assert outcome.code == 1
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "0")
+    (failure,) = suite.iter("failure")
+    assert failure.get("message") == "A file comes back as it was."
+    assert "wanted: status 404" in (failure.text or "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["http://127.0.0.1:1"], "nothing answers at http://127.0.0.1:1: "),
+        (["ftp://127.0.0.1"], "ftp://127.0.0.1 is no address; give one like http://host:8000."),
+        (["http://"], "is no address"),
+        (["http://127.0.0.1:99999"], "is no address"),
+        (["127.0.0.1:1", "--select", "XX"], "--select: there is no 'XX'; choose from IS101,"),
+        (["127.0.0.1:1", "--timeout", "0"], "Invalid value for '--timeout'"),
+    ],
+)
+def test_refusals(arguments: list[str], message: str, run: Run) -> None:
+    outcome = run("probe", *arguments)
+
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_service_that_wants_a_key(boot: Boot, run: Run) -> None:
+    outcome = run("probe", boot(SERVICE, api_keys=KEY).url)
+
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == "error: the service wants a key: give it with --api-key.\n"
+
+
+def test_something_that_is_no_web_server(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        outcome = run("probe", f"127.0.0.1:{port}", "--timeout", "1")
+
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "nothing answers at" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("reads", "data", "rest"),
+    [
+        ([b"data: 1\n\ndata: 2\n\n"], ["1", "2"], b""),
+        ([b"da", b"ta: 1\r\n", b"\r\ndata:2\n", b"\n"], ["1", "2"], b""),
+        ([b": ping\n\nevent: x\ndata: 1\ndata: 2\n\n"], ["1\n2"], b""),
+        ([b"data: 1\n\ndata: 2\n"], ["1"], b"data: 2\n"),
+        ([b"data: \xc3", b"\xbc\n\n"], ["ü"], b""),
+        ([b"data\n\n"], [""], b""),
+    ],
+)
+def test_events(reads: list[bytes], data: list[str], rest: bytes) -> None:
+    events, left = parse([(float(at), read) for at, read in enumerate(reads)])
+
+    assert ([event.data for event in events], left) == (data, rest)
+    assert not any(event.malformed for event in events)
+
+
+def test_a_line_that_is_none() -> None:
+    ((event,), _) = parse([(0.0, b'{"error": 1}\n\n')])
+
+    assert event.malformed == ('{"error": 1}',)
