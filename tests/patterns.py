@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from infer_scaffold.checklist import PATTERNS, to_markdown
+from infer_scaffold.probe.questions import asked
 
 FOLDER = Path(__file__).parents[1] / "docs" / "patterns"
 
@@ -12,7 +13,7 @@ def pages() -> dict[str, str]:
     """The pages by file name, the list of all patterns among them."""
     rows = [f"| [{p.code}]({p.code}.md) | {p.severity} | {p.title} |" for p in PATTERNS]
     lines = ["# The patterns", "", "| code | severity | pattern |", "|---|---|---|", *rows]
-    found = {f"{pattern.code}.md": to_markdown(pattern) for pattern in PATTERNS}
+    found = {f"{p.code}.md": to_markdown(p, asked(p.code)) for p in PATTERNS}
     return found | {"README.md": "\n".join(lines) + "\n"}
 
 

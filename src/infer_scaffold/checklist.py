@@ -428,9 +428,14 @@ async def models() -> ModelList:
 BY_CODE = {pattern.code: pattern for pattern in PATTERNS}
 
 
-def to_markdown(pattern: Pattern) -> str:
-    """Return the page on a pattern, which docs/patterns/ holds and `explain` prints."""
+def to_markdown(pattern: Pattern, asked: Iterable[str] = ()) -> str:
+    """Return the page on a pattern, which docs/patterns/ holds and `explain` prints.
+
+    `asked` is what a running service is asked about it.
+    """
     criteria = "\n".join(f"- {criterion}." for criterion in pattern.criteria)
+    questions = "".join(f"- {each}\n" for each in asked)
+    live = f"\n## What a running service is asked\n\n{questions}" if questions else ""
     return f"""\
 # {pattern.code}: {pattern.title}
 
@@ -455,7 +460,7 @@ def to_markdown(pattern: Pattern) -> str:
 {pattern.right}```
 
 {pattern.fix}
-"""
+{live}"""
 
 
 def matching(

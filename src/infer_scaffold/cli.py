@@ -375,7 +375,9 @@ def explain(
         raise UserError(
             f"there is no pattern {code!r}; choose from {', '.join(checklist.BY_CODE)}."
         )
-    typer.echo(checklist.to_markdown(found), nl=False)
+    from infer_scaffold.probe.questions import asked
+
+    typer.echo(checklist.to_markdown(found, asked(found.code)), nl=False)
 
 
 def _count(changes: "list[Change]") -> str:

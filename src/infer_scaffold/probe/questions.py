@@ -12,3 +12,12 @@ _ALL: tuple[Question, ...] = (
     *lifecycle.QUESTIONS,
 )
 QUESTIONS = tuple(sorted(_ALL, key=lambda question: (question.destructive, question is _ALL[-1])))
+
+
+def asked(code: str) -> list[str]:
+    """Return what is asked about a pattern, as a reader may want to know it."""
+    return [
+        f"{question.holds} (`{question.name}`{', destructive' if question.destructive else ''})"
+        for question in QUESTIONS
+        if question.code == code
+    ]

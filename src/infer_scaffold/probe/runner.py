@@ -86,7 +86,10 @@ async def _target(url: str, options: Options) -> AsyncIterator[Target]:
         address = httpx2.URL(url if "://" in url else f"http://{url}")
     except httpx2.InvalidURL as error:
         raise UserError(f"{url} is no address ({error}); give one like http://host:8000.") from None
-    if address.scheme not in ("http", "https") or not address.host:
+    possible = (
+        address.scheme in ("http", "https") and address.host and (address.port or 0) < 1 << 16
+    )
+    if not possible:
         raise UserError(f"{url} is no address; give one like http://host:8000.")
     root = str(address).rstrip("/").removesuffix("/v1")
     headers = {"user-agent": f"infer-scaffold-probe/{__version__}"}
