@@ -71,8 +71,8 @@ def main() -> None:
         "# How often `check` is right",
         "",
         f"Default profile, Python {platform.python_version()}. Labels that a careful reader could",
-        "decide the other way are left out. Lines of a file that does not parse, as its syntax is newer",
-        "than this Python, are missed. Written by bench/check.py.",
+        "decide the other way are left out. Lines of a file that does not parse, as its syntax is",
+        "newer than this Python, are missed. Written by bench/check.py.",
         "",
         "| server | labels | same verdict | unmet, rightly | unmet, wrongly | missed "
         "| files that do not parse |",
