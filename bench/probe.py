@@ -121,8 +121,10 @@ def main() -> None:
             results[title(peer)] = ask(peer)
         except Failed as error:
             say(f"{title(peer)}: {error}")
-    stored.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    Path(RESULTS / "probe.md").write_text(table(results), encoding="utf-8")
+        # At once: what follows may take minutes, and be given up.
+        text = json.dumps(before | results, indent=1, ensure_ascii=False)
+        stored.write_text(f"{text}\n", encoding="utf-8")
+    (RESULTS / "probe.md").write_text(table(results), encoding="utf-8")
     say(table(results))
 
 

@@ -324,7 +324,7 @@ def probe(
     destructive: Annotated[
         bool,
         typer.Option(
-            "--destructive", help="Also flood it, and with --pid stop it: not in production."
+            "--destructive", help="Also try to break it, and with --pid stop it: not in production."
         ),
     ] = False,
     pid: Annotated[

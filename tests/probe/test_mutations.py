@@ -80,7 +80,7 @@ MUTATIONS = [
     ),
     Mutation(
         "errors are FastAPI's own",
-        {"no-json", "no-500", "unknown-model", "unknown-route", "wrong-method"},
+        {"no-json", "unknown-model", "unknown-route", "wrong-method"},
         "IS203",
         swap("app.py", ("    add_error_handlers(app)\n", "")),
     ),
@@ -89,6 +89,8 @@ MUTATIONS = [
         {"no-500"},
         "IS203",
         swap("routers/chat.py", ("    head =", "    assert body.messages[0].content\n    head =")),
+        {"max_queue": 16},
+        destructive=True,
     ),
     Mutation(
         "an unknown model is a 400",

@@ -95,7 +95,9 @@ async def _target(url: str, options: Options) -> AsyncIterator[Target]:
     headers = {"user-agent": f"infer-scaffold-probe/{__version__}"}
     if options.key:
         headers["authorization"] = f"Bearer {options.key}"
-    limits = httpx2.Limits(max_connections=None)
+    # A connection of its own for each request: one that is kept may be closed by then, as servers
+    # do after a status of 500, and the next answer would seem to be missing.
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx2.AsyncClient(
         base_url=root, headers=headers, timeout=options.timeout, limits=limits, trust_env=False
     ) as client:
