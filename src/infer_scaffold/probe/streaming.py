@@ -18,7 +18,7 @@ _LONG_ENOUGH = 0.5
 _LEFT = (4, 32)
 _PATIENCE = 5.0  # seconds for the first token of an answer that is left
 _NOTICED = 0.2  # seconds until a service may have noticed
-_SLOWER = 2.5
+_SLOWER = 2.0
 
 
 async def _media_type(target: Target) -> None:
