@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from infer_scaffold import generate
-from infer_scaffold.check.config import Config
+from infer_scaffold.check.config import Config, load
 from infer_scaffold.check.model import Profile, Verdict
 from infer_scaffold.check.runner import check
 from infer_scaffold.checklist import BY_CODE
-from infer_scaffold.questions import PRESETS
+from tests.template.test_matrix import CHOICES, subsets
 
 
 def everywhere(old: str, new: str) -> Callable[[Path], None]:
@@ -110,11 +110,15 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_what_is_generated_follows_the_letter(preset: str, tmp_path: Path) -> None:
-    generate.render({"project_name": "server", **PRESETS[preset]}, tmp_path / "server")
+@pytest.mark.parametrize("streaming", CHOICES["streaming"])
+@pytest.mark.parametrize("endpoints", subsets(CHOICES["endpoints"]), ids="-".join)
+def test_what_is_generated_follows_the_letter(
+    endpoints: tuple[str, ...], streaming: str, tmp_path: Path
+) -> None:
+    answers = {"project_name": "server", "endpoints": list(endpoints), "streaming": streaming}
+    generate.render(answers, tmp_path / "server")
 
-    report = check(tmp_path / "server", STRICT)
+    report = check(tmp_path / "server", load(tmp_path / "server", profile=Profile.STRICT))
 
     assert report.unparsed == []
     assert [(each.pattern.code, each.findings) for each in report.unmet] == []
