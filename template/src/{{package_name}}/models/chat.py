@@ -153,6 +153,7 @@ class ChatModel(Model):
                 stop=options.stop,
                 min_tokens=params[index].min_tokens,
                 layout=self._prompts.layout if options.tools else None,
+                must_call=options.must_call,
             )
             for index in range(options.n)
         ]

@@ -92,6 +92,7 @@ class SequenceReader:
         stop: Sequence[str] = (),
         min_tokens: int = 0,
         layout: ToolLayout | None = None,
+        must_call: bool = False,
     ) -> None:
         self.index = index
         self.count = 0
@@ -100,7 +101,7 @@ class SequenceReader:
         self._detokenizer = Detokenizer(vocabulary.tokenizer.backend_tokenizer, vocabulary.hidden)
         self._matcher = StopMatcher(stop)
         self._min_tokens = min_tokens
-        self._parser = ToolCallParser(layout) if layout else None
+        self._parser = ToolCallParser(layout, must_call=must_call) if layout else None
         self._decoded = 0
         """Characters decoded so far"""
         self._shown = 0

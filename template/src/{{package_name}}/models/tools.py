@@ -112,16 +112,19 @@ class ToolCallParser:
     cut off.
     """
 
-    def __init__(self, layout: ToolLayout) -> None:
+    def __init__(self, layout: ToolLayout, *, must_call: bool = False) -> None:
+        """must_call: the grammar leaves no room for text, so what is cut off is no text either."""
         self.calls = 0
         """Calls begun so far"""
         self._layout = layout
-        self._place: Literal["text", "prefix", "name", "arguments", "after"] = "text"
+        self._place: Literal["text", "prefix", "name", "arguments", "after"] = (
+            "prefix" if must_call else "text"
+        )
         self._held = ""
         self._json = ObjectScanner()
 
     def push(self, text: str) -> tuple[str, list[ToolCallDelta]]:
-        """The plain text and the pieces of calls that `text` completes."""
+        """The plain text and the pieces of calls that `text` completes, at most one of each call."""
         layout = self._layout
         self._held += text
         plain = ""
@@ -152,7 +155,7 @@ class ToolCallParser:
                 case "arguments":
                     end = self._json.push(self._held)
                     if arguments := self._held[:end]:
-                        deltas.append(ToolCallDelta(self.calls - 1, arguments))
+                        add_arguments(deltas, self.calls - 1, arguments)
                     self._held = self._held[end:]
                     if not self._json.complete:
                         break
@@ -167,6 +170,15 @@ class ToolCallParser:
     def flush(self) -> str:
         """Plain text that was held back because it might have become a call."""
         return self._held if self._place == "text" else ""
+
+
+def add_arguments(deltas: list[ToolCallDelta], call: int, arguments: str) -> None:
+    """To the last piece where that is of the same call: clients take two pieces for two calls."""
+    if deltas and deltas[-1].call == call:
+        last = deltas.pop()
+        deltas.append(last._replace(arguments=last.arguments + arguments))
+    else:
+        deltas.append(ToolCallDelta(call, arguments))
 
 
 class ObjectScanner:
