@@ -162,17 +162,24 @@ def error_response(error: HTTPException) -> JSONResponse:
     return JSONResponse(body, error.status_code, headers=error.headers)
 
 
-def location(loc: Sequence[str | int]) -> str | None:
+def location(loc: Sequence[str | int], body: object, *, missing: bool = False) -> str | None:
     """`("body", "messages", 0, "role")` → `messages[0].role`; None for the body as a whole.
 
-    pydantic also names the member of a union that it tried, such as `list[str]`; that is not part
-    of the path.
+    pydantic also names the member of a union that it tried, by type or tag, which is no part of the
+    path: those names are not in the body. Neither is a field that is missing, which comes last.
     """
     path = ""
-    for part in loc[1:]:
+    # Of a query there is one parameter and no union in it.
+    value = body if loc[0] == "body" else dict.fromkeys(loc[1:2])
+    for place, part in enumerate(loc[1:], 2):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "int", "float", "bool"):
+            inside = isinstance(value, list) and part < len(value)
+            value = value[part] if isinstance(value, list) and inside else None
+        elif isinstance(value, Mapping) and part in value:
+            path += f".{part}" if part.isidentifier() else ""
+            value = value[part]
+        elif missing and place == len(loc):
             path += f".{part}"
     return path.removeprefix(".") or None
 
@@ -208,7 +215,7 @@ async def handle_validation_error(request: Request, error: Exception) -> JSONRes
         (problem for problem in problems if problem["loc"][:2] == field),
         key=lambda problem: (not problem["type"].endswith("_type"), len(problem["loc"])),
     )
-    param = location(problem["loc"])
+    param = location(problem["loc"], error.body, missing=problem["type"] == "missing")
     message = problem["msg"].removeprefix("Value error, ")
     code = "missing_required_parameter" if problem["type"] == "missing" else "invalid_value"
     if problem["type"] == "json_invalid":

@@ -12,7 +12,7 @@ from ..settings import Settings
 from .admission import Admission
 from .base import Model
 from .device import Device
-from .errors import DeadlineExceeded, InvalidInput
+from .errors import ContextExceeded, DeadlineExceeded, InvalidInput
 from .output import Chunk, FinishReason, SequenceReader, Vocabulary
 from .params import ChatOptions, SamplingOptions, SamplingParams
 from .prompt import Conversation, PromptEncoder
@@ -201,19 +201,11 @@ class ChatModel(Model):
         limit, asked = self._engine.max_length, options.max_tokens
         room = limit - len(prompt)
         if room < 1:
-            raise InvalidInput(
-                f"The messages have {len(prompt)} tokens, which leaves no room for an answer: "
-                f"the model holds {limit} tokens.",
-                "messages",
-                "context_length_exceeded",
-            )
+            however = f"the messages have {len(prompt)} tokens, which leaves no room for an answer"
+            raise ContextExceeded(limit, however, "messages")
         if asked is not None and asked > room:
-            raise InvalidInput(
-                f"The messages have {len(prompt)} tokens and {asked} more are asked for, "
-                f"but the model holds {limit} tokens.",
-                options.max_tokens_name,
-                "context_length_exceeded",
-            )
+            however = f"the messages have {len(prompt)} tokens and {asked} more are asked for"
+            raise ContextExceeded(limit, however, options.max_tokens_name)
         return asked or min(room, self._default_max_tokens)
 
     def _grammar(self, options: ChatOptions) -> "Grammar | None":

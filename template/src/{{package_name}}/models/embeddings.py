@@ -12,7 +12,7 @@ from .admission import Admission
 from .base import Model
 from .batcher import Batcher
 from .device import Device
-from .errors import DeadlineExceeded, InvalidInput
+from .errors import ContextExceeded, DeadlineExceeded, InvalidInput
 from .source import LOADING, local_folder
 
 if TYPE_CHECKING:
@@ -132,11 +132,7 @@ class EmbeddingsModel(Model):
         limit, vocabulary = self._encoder.max_length, self._encoder.vocabulary
         for index, tokens in enumerate(tokenized):
             if len(tokens) > limit:
-                raise InvalidInput(
-                    f"Input {index} has {len(tokens)} tokens; the model reads at most {limit}.",
-                    "input",
-                    "context_length_exceeded",
-                )
+                raise ContextExceeded(limit, f"input {index} has {len(tokens)} tokens", "input")
             if given and not all(0 <= token < vocabulary for token in tokens):
                 raise InvalidInput(
                     f"Input {index} has a token that is not in the vocabulary of {vocabulary}.",

@@ -18,6 +18,23 @@ class InvalidInput(ModelError):
         self.code = code
 
 
+class ContextExceeded(InvalidInput):
+    """The input does not fit the model.
+
+    LiteLLM and LangChain tell it by the message, and then try a model with a longer context or
+    shorten the conversation: the first sentence and the code in it are OpenAI's.
+    """
+
+    def __init__(self, limit: int, however: str, param: str) -> None:
+        """limit: tokens that the model holds. however: ends the second sentence."""
+        code = "context_length_exceeded"
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens. However, {however} ({code}).",
+            param,
+            code,
+        )
+
+
 class Overloaded(ModelError):
     """Too much work waits already. Worth another try after `retry_after` seconds."""
 

@@ -1,11 +1,11 @@
 """From a conversation to the prompt's tokens, by the model's own chat template."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .errors import InvalidInput
+from .errors import ContextExceeded, InvalidInput
 from .tools import ToolLayout, read_layout
 
 if TYPE_CHECKING:
@@ -29,6 +29,23 @@ class Conversation:
     def estimated_tokens(self) -> int:
         """A guess that costs nothing: four characters a token."""
         return sum(len(message.get("content") or "") for message in self.messages) // 4
+
+
+def with_objects(conversation: Conversation) -> Conversation:
+    """For templates that iterate over the arguments of calls: none of them is a text any more."""
+    messages = [dict(message) for message in conversation.messages]
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [
+                call | {"function": call["function"] | {"arguments": as_object(call)}}
+                for call in calls
+            ]
+    return replace(conversation, messages=messages)
+
+
+def as_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    arguments = call["function"]["arguments"]
+    return {"raw": arguments} if isinstance(arguments, str) else arguments
 
 
 class PromptEncoder:
@@ -65,32 +82,26 @@ class PromptEncoder:
 
         Raises InvalidInput when the template refuses the messages, or for far too many of them.
         """
-        from jinja2 import TemplateError
-
-        # Templates compute with what the client sent, so all of these mean the client's messages.
-        refusals = (
-            TemplateError,
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            RecursionError,
-        )
         try:
-            text = self._render(conversation, True)
-            text.encode()  # a template may read fields that nobody has checked
-        except refusals as error:
-            raise InvalidInput(
-                f"The model's chat template refuses these messages: {error}", "messages"
-            ) from error
+            text = self._render_strictly(conversation)
+        # Templates compute with what the client sent and raise whatever they like about it.
+        except Exception as error:
+            try:
+                text = self._render_strictly(with_objects(conversation))
+            except Exception:
+                raise InvalidInput(
+                    f"The model's chat template refuses these messages: {error}", "messages"
+                ) from error
         if len(text) > self._max_characters:  # too long whatever its tokens are: not worth a look
-            raise InvalidInput(
-                f"The messages have {len(text)} characters, which no {self._max_length} tokens hold.",
-                "messages",
-                "context_length_exceeded",
-            )
+            however = f"the messages have {len(text)} characters, more than so many tokens can hold"
+            raise ContextExceeded(self._max_length, however, "messages")
         # The template writes the special tokens itself.
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _render_strictly(self, conversation: Conversation) -> str:
+        text = self._render(conversation, True)
+        text.encode()  # a template may read fields that nobody has checked
+        return text
 
     def _render(self, conversation: Conversation, with_head: bool) -> str:
         return str(

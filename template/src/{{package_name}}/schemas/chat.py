@@ -192,7 +192,7 @@ class ChatRequest(APIRequest):
         )
 
     def options(self) -> ChatOptions:
-        names = set(SamplingOptions.__annotations__)
+        names = set(SamplingOptions.__annotations__) - {"top_logprobs"}
         given: Any = self.model_dump(include=names, exclude_none=True)
         sampling: SamplingOptions = given
         if self.logprobs:
