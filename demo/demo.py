@@ -51,8 +51,7 @@ def install() -> None:
 def generate() -> None:
     step("infer-scaffold new myserver --yes")
     shutil.rmtree(PROJECT, ignore_errors=True)
-    # In a checkout of infer-scaffold the new project is part of that repository.
-    run(PYTHON, "-m", "infer_scaffold", "new", PROJECT, "--yes", "--devices", "cpu", "--no-git")
+    run(PYTHON, "-m", "infer_scaffold", "new", PROJECT, "--yes", "--devices", "cpu")
 
 
 def install_project() -> None:

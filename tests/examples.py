@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from infer_scaffold import generate, questions
+from infer_scaffold import __version__, generate, questions
 
 FOLDER = Path(__file__).parents[1] / "generated_examples"
 
@@ -11,7 +11,8 @@ FOLDER = Path(__file__).parents[1] / "generated_examples"
 def render_preset(preset: str, folder: Path) -> None:
     """Render one preset as a project that is called after it."""
     answers = {"project_name": f"{preset}-server", **questions.preset_answers(preset)}
-    generate.render(answers, folder)
+    # Without the fingerprint, which every change of the template would change.
+    generate.render(answers, folder, tag=f"v{__version__}")
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
-"""The released templates that the package carries."""
+"""The templates that the package carries."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_the_first_version_is_there_with_nothing_but_the_template(tmp_path: Path
 
 def test_a_released_version_is_the_template_that_it_says(tmp_path: Path) -> None:
     """A checkout after a release must have a development version, or its projects would lie."""
-    if not history.holds(__version__):
+    if Version(__version__).is_devrelease:
         pytest.skip(f"{__version__} is a development version")
     history.copy_template(template.root(), tmp_path / "now")
     assert files(history.unpack(Version(__version__), tmp_path / "then")) == files(tmp_path / "now")
@@ -49,7 +50,8 @@ def test_a_new_version_follows_the_old_ones_and_leaves_them_as_they_are(tmp_path
     assert [str(version) for version in history.versions(bundle)] == ["0.2.0", "0.9.0", "0.10.0"]
     first = history.unpack(Version("0.2.0"), tmp_path / "first", bundle)
     assert (first / "template" / "file").read_text() == "0"
-    log = git.output(first, "log", "--format=%s", "v0.10.0").splitlines()
+    git.output(tmp_path, "clone", "--quiet", "--mirror", str(bundle), "all.git")
+    log = git.output(tmp_path / "all.git", "log", "--format=%s", "v0.10.0").splitlines()
     assert log == ["Template of 0.10.0", "Template of 0.9.0", "Template of 0.2.0"]
 
 
@@ -97,3 +99,73 @@ def test_a_damaged_bundle_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"is cut short; install infer-scaffold again\.$"):
         history.versions(bundle)
+
+
+class TestDevelopmentVersions:
+    """Projects that are made between two releases."""
+
+    @pytest.fixture
+    def checkout(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A checkout without tags whose template is newer than the last release."""
+        checkout = make(tmp_path / "checkout", "released")
+        monkeypatch.setattr(history, "BUNDLE", tmp_path / "bundle")
+        monkeypatch.setattr(history, "__version__", "0.3.0.dev0")
+        monkeypatch.setattr(template, "root", lambda: checkout)
+        history.add(history.BUNDLE, Version("0.2.0"), checkout)
+        git.make_repository(checkout, "Release")
+        return checkout
+
+    def change(self, checkout: Path, text: str) -> Version:
+        (checkout / "template" / "file").write_text(text)
+        git.output(checkout, "add", "--all")
+        git.output(checkout, "commit", "-qm", text, settings=git.FALLBACK_IDENTITY)
+        return history.current()
+
+    def test_a_template_that_is_released_is_recorded_as_that_release(self, checkout: Path) -> None:
+        assert history.current() == Version("0.2.0")
+
+    def test_each_state_of_the_template_has_a_version_that_the_next_release_knows(
+        self, checkout: Path, tmp_path: Path
+    ) -> None:
+        versions = [self.change(checkout, text) for text in ("one", "two", "three")]
+        assert len({*versions}) == 3
+        assert all(Version("0.2.0") < version < Version("0.3.0") for version in versions)
+        assert [history.knows(version) for version in versions] == [False, False, True]
+        now = history.unpack(versions[-1], tmp_path / "now")
+        assert (now / "template" / "file").read_text() == "three"
+
+        self.change(checkout, "released again")
+        history.add(history.BUNDLE, Version("0.3.0"), checkout)
+
+        assert history.versions() == [Version("0.2.0"), Version("0.3.0")]
+        assert history.current() == Version("0.3.0")
+        for version, text in zip(versions, ("one", "two", "three"), strict=True):
+            assert history.knows(version)
+            folder = history.unpack(version, tmp_path / text)
+            assert (folder / "template" / "file").read_text() == text
+
+    def test_the_bundle_needs_nothing_of_the_checkout(self, checkout: Path, tmp_path: Path) -> None:
+        version = self.change(checkout, "one")
+        self.change(checkout, "two")
+        history.add(history.BUNDLE, Version("0.3.0"), checkout)
+        shutil.rmtree(checkout / ".git")
+
+        assert (history.unpack(version, tmp_path / "one") / "template" / "file").exists()
+
+    def test_git_names_a_template_by_the_same_id(self, checkout: Path) -> None:
+        script = checkout / "template" / "a.b" / "run"
+        script.parent.mkdir()
+        script.write_bytes(b"#!/bin/sh\r\n\xff")
+        script.chmod(0o755)
+        (checkout / "template" / "a-b").touch()
+        git.output(checkout, "add", "--all", settings=git.AS_RENDERED)
+
+        assert git.output(checkout, "write-tree").startswith(history.fingerprint(checkout))
+
+    def test_changes_that_are_not_committed_are_told(self, checkout: Path) -> None:
+        assert history.keeps_current()
+        (checkout / "template" / "file").write_text("changed")
+        assert not history.keeps_current()
+        (checkout / "notes").touch()
+        self.change(checkout, "committed")
+        assert history.keeps_current()

@@ -80,6 +80,43 @@ def test_a_release(checkout: Path, tmp_path: Path) -> None:
     assert f"## [90.1.0] - {datetime.date.today()}" in (checkout / "CHANGELOG.md").read_text()
 
 
+def infer_scaffold(checkout: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command of a checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", "infer_scaffold", *arguments],
+        cwd=checkout.parent,
+        env=os.environ | {"PYTHONPATH": str(checkout / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_project_of_a_fresh_checkout_updates_to_the_next_release(checkout: Path) -> None:
+    project = checkout.parent / "server"
+    made = infer_scaffold(checkout, "new", "server", "--yes")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert infer_scaffold(checkout, "update", "server").stdout.startswith("Nothing to do")
+
+    readme, router = project / "README.md", project / "src" / "server" / "routers" / "echo.py"
+    readme.write_text(readme.read_text() + "\nOurs.\n")
+    router.write_text("OURS = 1\n")
+    git.output(project, "add", "--all")
+    git.output(project, "commit", "-qm", "Ours", settings=git.FALLBACK_IDENTITY)
+    sse = checkout / "template" / "src" / "{{package_name}}" / "sse.py"
+    for fix in ("first", "second"):
+        sse.write_text(f"{sse.read_text()}\n# The {fix} fix.\n")
+        git.output(checkout, "commit", "-qam", fix, settings=git.FALLBACK_IDENTITY)
+    assert release(checkout, str(NEW)).returncode == 0
+    updated = infer_scaffold(checkout, "update", "server")
+
+    assert (updated.returncode, updated.stderr) == (0, "")
+    assert updated.stdout.splitlines()[0].endswith(" -> 90.1.0: 2 changed.")
+    assert readme.read_text().endswith("\nOurs.\n")
+    assert "# The second fix." in (project / "src" / "server" / "sse.py").read_text()
+    assert "_commit: v90.1.0\n" in (project / ".copier-answers.yml").read_text()
+
+
 def test_refusals_leave_everything_as_it_was(checkout: Path) -> None:
     def refused(*arguments: str) -> str:
         before = files(checkout)

@@ -116,9 +116,10 @@ def new(
     project = generate.new(path, QUESTIONS, answers, ask=ask, repository=not no_git)
     for line in _report(project, repository=not no_git):
         typer.echo(line)
-    if not history.holds(__version__):
+    if not history.keeps_current():
         typer.echo(
-            f"Note: this project cannot be updated later: {__version__} is not a released version.",
+            "Note: this checkout's template has changes that are not committed; "
+            "unless they are, this project cannot be updated later.",
             err=True,
         )
 
@@ -175,12 +176,10 @@ def update(
                 f"You deleted or moved these, so their changes are left out: {', '.join(skipped)}"
             )
         if conflicts:
-            files = ", ".join(conflicts)
-            typer.echo(
-                f"Both you and the template changed the same lines of {files}; "
-                "settle what is marked there, then commit.",
-                err=True,
-            )
+            for clash in updating.Clash:
+                files = ", ".join(each.path for each in update.changes if each.clash is clash)
+                if files:
+                    typer.echo(clash.format(files=files), err=True)
             raise typer.Exit(1)
         typer.echo("Look at it with `git diff`, run the tests, and commit it.")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infer_scaffold import git, template
+from infer_scaffold import git, history, template
 from infer_scaffold.errors import UserError
 from infer_scaffold.questions import Answers, Question
 
@@ -55,7 +55,7 @@ def render(
     from copier.errors import CopierError, InteractiveSessionError
     from plumbum import local
 
-    origin = {"_src_path": template.address(), "_commit": tag or template.VERSION_TAG}
+    origin = {"_src_path": template.address(), "_commit": tag or history.tag(history.current())}
     try:
         # Without git on its PATH copier takes a checkout of this repository as the plain folder
         # that it is in a wheel, and spawns no git for each file that it writes. Its settings
@@ -95,6 +95,8 @@ def new(
         if repository:
             git.require("install it, or leave the repository out with --no-git.")
         work_tree = git.enclosing_work_tree(parent) if repository else None
+        if work_tree is not None and git.is_ignored(parent, path):
+            work_tree = None  # what a repository ignores is not part of it
         commit = repository and work_tree is None
         defaults = _defaults(path)
         if ask:

@@ -1,10 +1,13 @@
 """The few things that the tool asks of git."""
 
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+from packaging.version import Version
 
 from infer_scaffold.errors import UserError
 
@@ -30,21 +33,57 @@ _SETTINGS = {
     "gc.auto": "0",
 }
 # Files as they were rendered. A person's own work tree keeps the line ends of their choice.
-AS_RENDERED = {"core.autocrlf": "false", "core.eol": "lf"}
+AS_RENDERED = {
+    "core.autocrlf": "false",
+    "core.eol": "lf",
+    "core.safecrlf": "false",
+    "core.attributesFile": os.devnull,
+    "core.excludesFile": os.devnull,
+}
+# For repositories of our own making: neither the settings of the machine nor those of the person.
+ISOLATED = {
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_ATTR_NOSYSTEM": "1",
+}
 FALLBACK_IDENTITY = {"user.name": "infer-scaffold", "user.email": "infer-scaffold@localhost"}
 
 
-def require(remedy: str) -> None:
-    """Raise a UserError that ends in `remedy` if git is not installed."""
+def require(remedy: str, oldest: Version | None = None) -> None:
+    """Raise a UserError that ends in `remedy` if git is not installed, or older than `oldest`."""
     if shutil.which("git") is None:
         raise UserError(f"git was not found; {remedy}")
+    if oldest is not None:
+        said = output(Path("/"), "version")
+        found = re.search(r"\d+(\.\d+)+", said)
+        if found is None or Version(found[0]) < oldest:
+            raise UserError(f"{said.strip()} is older than {oldest}; {remedy}")
 
 
 def enclosing_work_tree(folder: Path) -> Path | None:
-    """Return the root of the git work tree that `folder` is in, if it is in one."""
+    """Return the root of the git work tree that `folder` is in, if it is in one.
+
+    Raises UserError if git refuses to say, as for a repository of another owner.
+    """
     result = _run(folder, "rev-parse", "--show-toplevel")
-    top = result.stdout.rstrip("\n")
-    return Path(top) if result.returncode == 0 and top else None
+    if result.returncode == 0:
+        return Path(result.stdout.removesuffix("\n"))
+    if "not a git repository" in result.stderr:
+        return None
+    remedy = "put that right and try again"
+    if "dubious ownership" in result.stderr:
+        remedy = "if it is to be trusted, run `git config --global --add safe.directory FOLDER`"
+    raise UserError(f"git refuses {folder} ({_reason(result)}); {remedy}.")
+
+
+def is_ignored(folder: Path, path: Path) -> bool:
+    """Say whether the repository that `folder` is in leaves out `path`, which may not exist."""
+    return _run(folder, "check-ignore", "--quiet", "--", str(path)).returncode == 0
+
+
+def has_changes(folder: Path, *paths: str) -> bool:
+    """Say whether something below `paths` is not committed, as far as git can tell."""
+    return bool(shutil.which("git") and _run(folder, "status", "--porcelain", "--", *paths).stdout)
 
 
 def make_repository(folder: Path, message: str) -> None:
@@ -69,20 +108,36 @@ def output(
     settings: Mapping[str, str] | None = None,
     variables: Mapping[str, str] | None = None,
     input: str = "",
+    allowed: Collection[int] = (0,),
     remedy: str = "put that right and try again.",
 ) -> str:
-    """Return what a git command prints; raise a UserError that ends in `remedy` if it fails.
+    """Return what a git command prints, byte by byte; raise a UserError if it fails.
 
     `settings` are added to those that keep a machine's own out, `variables` to the environment.
+    `allowed` are the exit codes of success; the error's message ends in `remedy`.
     """
     result = _run(folder, *arguments, settings=settings, variables=variables, input=input)
-    if result.returncode != 0:
-        said = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-        # Advice may come after the error.
-        reason = next((line for line in said if line.startswith(("fatal:", "error:"))), said[-1])
+    if result.returncode not in allowed:
         command = next(word for word in arguments if not word.startswith("-"))
-        raise UserError(f"git {command} failed ({reason}); {remedy}")
+        raise UserError(f"git {command} failed ({_reason(result)}); {remedy}")
     return result.stdout
+
+
+def run_script(folder: Path, script: str, settings: Mapping[str, str]) -> None:
+    """Run a shell script that calls git; raise a UserError if it fails.
+
+    It has a session of its own, so that neither Ctrl-C nor a kill of our process group stops it
+    half-way.
+    """
+    result = _run(folder, "-ec", script, settings=settings, program="sh", own_session=True)
+    if result.returncode != 0:
+        raise UserError(f"git failed ({_reason(result)}); put that right and try again.")
+
+
+def _reason(result: subprocess.CompletedProcess[str]) -> str:
+    said = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
+    # Advice may come after the error.
+    return next((line for line in said if line.startswith(("fatal:", "error:"))), said[-1])
 
 
 def missing_identity(folder: Path) -> dict[str, str]:
@@ -102,6 +157,7 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("GIT_") or name in _KEPT_ENVIRONMENT
     }
+    kept["LC_ALL"] = "C"  # its messages are read
     settings = {**_SETTINGS, **settings}
     kept["GIT_CONFIG_COUNT"] = str(len(settings))
     for number, (key, value) in enumerate(settings.items()):
@@ -116,14 +172,18 @@ def _run(
     settings: Mapping[str, str] | None = None,
     variables: Mapping[str, str] | None = None,
     input: str = "",
+    program: str = "git",
+    own_session: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["git", *arguments],
+    # Bytes, decoded without a loss: text mode would change line ends.
+    result = subprocess.run(
+        [program, *arguments],
         cwd=folder,
         env=environment(settings or {}) | dict(variables or {}),
-        input=input,
+        input=input.encode("utf-8", "surrogateescape"),
         capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
         check=False,
+        start_new_session=own_session,
     )
+    out, err = (each.decode("utf-8", "surrogateescape") for each in (result.stdout, result.stderr))
+    return subprocess.CompletedProcess(result.args, result.returncode, out, err)

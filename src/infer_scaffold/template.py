@@ -1,4 +1,4 @@
-"""Where the template is, and the address and version under which projects remember it."""
+"""The place of the template, and the address under which projects remember it."""
 
 import os
 import tomllib
@@ -6,13 +6,11 @@ from pathlib import Path
 
 import platformdirs
 
-from infer_scaffold import __version__
 from infer_scaffold.errors import UserError
 
 # Generated projects find their updates here. It must never be a path of one machine.
 ADDRESS = "gh:infer-scaffold/infer-scaffold"
 VARIABLE = "INFER_SCAFFOLD_TEMPLATE"
-VERSION_TAG = f"v{__version__}"
 
 
 def root() -> Path:
