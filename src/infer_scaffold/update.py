@@ -1,29 +1,41 @@
-"""Bring a project to another version of the template, or to other answers.
+"""Updates of a project to another version of the template, or to other answers.
 
-copier does the work, in a clone: the project itself is touched once, when everything is known,
-by one git command. Whatever goes wrong or is killed before that leaves it as it was.
+The rendering of the old version is the base of a three-way merge; the project as committed and
+the rendering of the new version are its sides. The project is touched once, when everything is
+known: an error or a kill before that leaves it as it was.
 """
 
 import os
+import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 from packaging.version import InvalidVersion, Version
+from pathspec import GitIgnoreSpec
 
-from infer_scaffold import git, history, template
+from infer_scaffold import generate, git, history, template
 from infer_scaffold.errors import UserError
+from infer_scaffold.merge import Entries, Merged, Store
 from infer_scaffold.project import ANSWERS_FILE, Project, read
 from infer_scaffold.questions import Answers, Question
-from infer_scaffold.rendering import Renderer
+
+_OLDEST_GIT = Version("2.38")
+# What git keeps while something of a person's waits to be finished.
+_IN_PROGRESS = {
+    "rebase-merge": "rebase",
+    "rebase-apply": "rebase",
+    "MERGE_HEAD": "merge",
+    "CHERRY_PICK_HEAD": "cherry-pick",
+    "REVERT_HEAD": "revert",
+    "BISECT_LOG": "bisect",
+}
 
 
 class Kind(StrEnum):
@@ -36,7 +48,22 @@ class Kind(StrEnum):
     SKIPPED = "skipped"
 
 
-_KINDS = {"A": Kind.ADDED, "D": Kind.DELETED}
+class Clash(StrEnum):
+    """What an owner has to settle in the files of a conflict."""
+
+    LINES = (
+        "Both you and the template changed the same lines of {files}; "
+        "settle what is marked there, then commit."
+    )
+    BYTES = (
+        "Both you and the template changed {files}, which cannot be merged by lines; "
+        "yours stays, and `git show :3:PATH` shows the template's. `git add` what is right."
+    )
+    DELETED = "The template deletes {files}, which you have changed; `git add` or `git rm` it."
+    PLACE = (
+        "The template has a file where you have something else: {files}; "
+        "move one of them, then `git add` both."
+    )
 
 
 @dataclass(frozen=True)
@@ -45,6 +72,7 @@ class Change:
 
     kind: Kind
     path: str
+    clash: Clash | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +83,9 @@ class Update:
     target: Version
     changes: list[Change]
     _work_tree: Path
-    _clone: Path
     _tree: str
-    _unmerged: str
+    _stages: str
+    _objects: Path
 
     def of(self, kind: Kind) -> list[str]:
         """Return the paths that meet one fate."""
@@ -79,35 +107,27 @@ class Update:
         with _undisturbed(), tempfile.TemporaryDirectory() as folder:
             self._keep_both_sides()
             # The index stays as it is: what changes is for the owner to look at and to add.
-            index = Path(folder, "index")
+            index, stages = Path(folder, "index"), Path(folder, "stages")
             shutil.copyfile(_git_path(self._work_tree, "index"), index)
-            objects = _git_path(self._clone, "objects")
-            git.output(
-                self._work_tree,
-                "read-tree",
-                "-m",
-                "-u",
-                "HEAD",
-                self._tree,
-                variables={
-                    "GIT_INDEX_FILE": str(index),
-                    "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects),
-                },
+            stages.write_bytes(self._stages.encode("utf-8", "surrogateescape"))
+            script = (
+                f"GIT_INDEX_FILE={shlex.quote(str(index))} "
+                f"GIT_ALTERNATE_OBJECT_DIRECTORIES={shlex.quote(str(self._objects))} "
+                f"git read-tree -m -u HEAD {self._tree}\n"
+                f"git update-index -z --index-info < {shlex.quote(str(stages))}\n"
             )
-            if self._unmerged:
-                lines = self._unmerged.splitlines(keepends=True)
-                # Mode 0 takes away the one entry that the three sides of a conflict replace.
-                settled = {f"0 {'0' * 40}\t{line.partition(chr(9))[2]}" for line in lines}
-                stages = "".join([*sorted(settled), *lines])
-                git.output(self._work_tree, "update-index", "--index-info", input=stages)
+            git.run_script(
+                self._work_tree,
+                script,
+                {"core.sparseCheckout": "false", "core.splitIndex": "false"},
+            )
 
     def _keep_both_sides(self) -> None:
-        """Copy what `git` shows as the sides of a conflict from the clone into the project."""
+        """Copy what `git` shows as the sides of a conflict into the project."""
         ours = _git_path(self._work_tree, "objects")
-        theirs = _git_path(self._clone, "objects")
-        for line in self._unmerged.splitlines():
+        for line in self._stages.split("\0")[:-1]:
             name = line.split()[1]
-            source, copy = (folder / name[:2] / name[2:] for folder in (theirs, ours))
+            source, copy = (folder / name[:2] / name[2:] for folder in (self._objects, ours))
             if source.exists() and not copy.exists():
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copy(source, copy)
@@ -126,7 +146,7 @@ def prepare(
     `to` is a released version, the newest without it; `answers` replace the project's own.
     Yields None if there is nothing to do. Raises UserError for a project that cannot be updated.
     """
-    git.require("install it: an update needs it.")
+    git.require("install a newer one: an update needs it.", _OLDEST_GIT)
     path = path.resolve()
     project = read(path)
     target = _target(project, to)
@@ -138,21 +158,28 @@ def prepare(
     if target == project.version and not _differs(project.answers, answers):
         yield None
         return
+    folder = path.relative_to(work_tree).as_posix()
+    _require_whole(work_tree, path, folder)
     with tempfile.TemporaryDirectory(prefix="infer-scaffold-") as temporary:
         head = git.output(work_tree, "rev-parse", "HEAD").strip()
-        clone = _clone(work_tree, head, Path(temporary, "project"))
-        copy = clone / path.relative_to(work_tree)
-        endings = _to_lf(clone)
-        _run_copier(copy, project, target, answers, Path(temporary))
-        updated = read(copy)
-        _check_answers(updated, questions, answers)
-        unmerged = git.output(clone, "ls-files", "--unmerged")
-        _to_crlf(clone, endings)
-        tree = _write_tree(clone, head, Path(temporary, "index"))
-        conflicts = {line.partition("\t")[2] for line in unmerged.splitlines()}
-        changes = _changes(copy, head, tree, conflicts)
-        changes += _skipped(project, updated, Path(temporary))
-        yield Update(project, target, changes, work_tree, clone, tree, unmerged)
+        format_ = git.output(work_tree, "rev-parse", "--show-object-format").strip()
+        store = Store(Path(temporary, "store"), _git_path(work_tree, "objects"), format_)
+        ours = _below(folder, store.entries(head))
+        if ANSWERS_FILE not in ours:
+            raise UserError(f"{path} is not committed to {work_tree}; commit it before an update.")
+        base, theirs = _sides(store, project, target, answers, questions, Path(temporary))
+        owned = _owned(Path(temporary))
+        result, merged, skipped = _merge(store, base, ours, theirs, owned)
+        changed = {
+            path: result.get(path, "")
+            for path in ours.keys() | result.keys()
+            if ours.get(path) != result.get(path)
+        }
+        prefix = "" if folder == "." else f"{folder}/"
+        tree = store.tree({prefix + path: changed[path] for path in changed}, head)
+        changes = _changes(ours, result, merged, skipped)
+        stages = _index_lines(prefix, merged.stages)
+        yield Update(project, target, changes, work_tree, tree, stages, store.objects)
 
 
 def _target(project: Project, to: str | None) -> Version:
@@ -163,18 +190,17 @@ def _target(project: Project, to: str | None) -> Version:
             f"template of {address}; use `copier update`, or set {template.VARIABLE}."
         )
     released = history.versions()
-    if project.version.is_devrelease:
-        raise UserError(
-            f"{project.path} was made by development version {project.version}, which cannot be "
-            "updated from; make the project anew with a release and move your code over."
-        )
-    if project.version not in released:
+    if not history.knows(project.version):
+        remedy = "make the project anew with a release and move your code over"
+        if not project.version.is_devrelease:
+            remedy = "install a newer one"
         raise UserError(
             f"{project.path} is of version {project.version}, which this infer-scaffold "
-            f"({released[-1]}) does not know; install a newer one."
+            f"({released[-1]}) does not know; {remedy}."
         )
     if to is None:
-        return released[-1]
+        # A development version may be newer than every release.
+        return max(released[-1], project.version)
     try:
         target = Version(to)
     except InvalidVersion:
@@ -195,142 +221,176 @@ def _differs(recorded: Mapping[str, object], wanted: Answers) -> bool:
 
 
 def _require_clean(work_tree: Path, path: Path) -> None:
-    if git.output(work_tree, "status", "--porcelain"):
+    names = [arg for name in _IN_PROGRESS for arg in ("--git-path", name)]
+    places = git.output(work_tree, "rev-parse", *names).splitlines()
+    for place, operation in zip(places, _IN_PROGRESS.values(), strict=True):
+        if (work_tree / place).exists():
+            raise UserError(
+                f"a {operation} is not finished in {work_tree}; finish or abort it before an "
+                "update."
+            )
+    if git.output(work_tree, "status", "--porcelain", "--untracked-files=normal"):
         raise UserError(
             f"{path} has changes that are not committed; commit or stash them before an update."
         )
 
 
-def _clone(work_tree: Path, head: str, destination: Path) -> Path:
-    """Clone what is committed, with the bytes that are committed."""
-    arguments = ("clone", "--quiet", "--shared", "--no-checkout", "--no-tags")
-    git.output(work_tree.parent, *arguments, str(work_tree), str(destination))
-    # For copier's git, too: it must see the bytes and nothing of this machine.
-    for key, value in git.AS_RENDERED.items():
-        git.output(destination, "config", key, value)
-    # Files in Git LFS stay pointers: they are not the template's.
-    git.output(destination, "checkout", "--quiet", head, variables={"GIT_LFS_SKIP_SMUDGE": "1"})
-    return destination
-
-
-def _to_lf(clone: Path) -> list[str]:
-    """Give files with Windows' line ends the template's, so that lines compare; return them."""
-    lines = git.output(clone, "ls-files", "--eol", "-z").split("\0")
-    files = [line.partition("\t")[2] for line in lines if line.startswith("i/crlf")]
-    for file in files:
-        path = clone / file
-        path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n"))
-    if files:
-        _commit(clone, "Line ends of the template")
-    return files
-
-
-def _to_crlf(clone: Path, files: list[str]) -> None:
-    for file in files:
-        path = clone / file
-        if path.exists():
-            path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-
-
-def _commit(clone: Path, message: str) -> None:
-    git.output(clone, "add", "--all")
-    arguments = ("commit", "--quiet", "--no-verify", f"--message={message}")
-    git.output(clone, *arguments, settings=git.FALLBACK_IDENTITY)
-
-
-def _run_copier(
-    copy: Path, project: Project, target: Version, answers: Answers, temporary: Path
-) -> None:
-    """Run `copier update` on the clone, from the templates that the package carries."""
-    bundle = temporary / "template.bundle"
-    shutil.copyfile(history.BUNDLE, bundle)
-    file = copy / ANSWERS_FILE
-    # The public address is for others; here it would need a network.
-    _replace_once(file, project.address, str(bundle))
-    _commit(copy, "Address of the templates in the package")
-    data = temporary / "answers.yml"
-    data.write_text(yaml.safe_dump(answers), encoding="utf-8")
-    settings = temporary / "settings.yml"
-    settings.write_text("{}")  # not the defaults of the person who updates
-    command = [sys.executable, "-m", "copier", "update", "--defaults", "--quiet"]
-    command += [f"--vcs-ref={history.tag(target)}", f"--data-file={data}", str(copy)]
-    # A process of its own: copier reads its environment when it is imported.
-    result = subprocess.run(
-        command,
-        cwd=temporary,
-        env=git.environment(git.AS_RENDERED | git.FALLBACK_IDENTITY)
-        | {"COPIER_SETTINGS_PATH": str(settings), "TMPDIR": str(temporary)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-    if result.returncode != 0:
-        said = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-        raise UserError(f"copier cannot update {project.path}: {said[-1]}")
-    _replace_once(file, str(bundle), project.address)
-
-
-def _replace_once(file: Path, old: str, new: str) -> None:
-    text = file.read_bytes().decode()
-    if text.count(old) != 1:
-        raise UserError(f"{ANSWERS_FILE} names its template in an unusual way; take it from git.")
-    file.write_bytes(text.replace(old, new).encode())
-
-
-def _check_answers(updated: Project, questions: list[Question], answers: Answers) -> None:
-    for question in questions:
-        if question.name in answers and question.name not in updated.answers:
+def _require_whole(work_tree: Path, path: Path, folder: str) -> None:
+    """Refuse a project of whose files git does not see what is in the work tree."""
+    for line in git.output(work_tree, "ls-files", "-v", "-z", "--", folder).split("\0")[:-1]:
+        mark, _, name = line.partition(" ")
+        if mark == "S":
             raise UserError(
-                f"{question.flag} does not apply to {updated.version} with these answers; "
-                "leave it out or change that."
+                f"{path} is not checked out in full ({name} is left out); "
+                "run `git sparse-checkout disable`, or add its folder, before an update."
+            )
+        if mark.islower():
+            raise UserError(
+                f"git is told to assume that {name} is unchanged; "
+                "run `git update-index --no-assume-unchanged` for it before an update."
             )
 
 
-def _write_tree(clone: Path, head: str, index: Path) -> str:
-    """Write what is in the clone's work tree as a tree, and leave its index alone."""
-    variables = {"GIT_INDEX_FILE": str(index)}
-    git.output(clone, "read-tree", head, variables=variables)
-    # --force: an ignore file of the owner's must not hide what the template brings.
-    git.output(clone, "add", "--all", "--force", variables=variables)
-    return git.output(clone, "write-tree", variables=variables).strip()
+def _below(folder: str, entries: Entries) -> Entries:
+    if folder == ".":
+        return entries
+    prefix = f"{folder}/"
+    return {
+        path.removeprefix(prefix): entry
+        for path, entry in entries.items()
+        if path.startswith(prefix)
+    }
 
 
-def _changes(copy: Path, head: str, tree: str, conflicts: set[str]) -> list[Change]:
-    """Compare the result with what the owner committed, in the project's folder."""
-    # Conflicts are told by their paths in the repository, all else by those in the project.
-    prefix = git.output(copy, "rev-parse", "--show-prefix").strip()
-    arguments = ("diff-tree", "-r", "-z", "--no-renames", "--name-status", "--relative")
-    fields = git.output(copy, *arguments, head, tree).split("\0")[:-1]
-    return [
-        Change(
-            Kind.CONFLICT if prefix + path in conflicts else _KINDS.get(letter, Kind.CHANGED), path
-        )
-        for letter, path in zip(fields[::2], fields[1::2], strict=True)
-    ]
+def _sides(
+    store: Store,
+    project: Project,
+    target: Version,
+    answers: Answers,
+    questions: list[Question],
+    temporary: Path,
+) -> tuple[Entries, Entries]:
+    """Render what the project was made as, and what it would be made as now."""
+    _render(project.version, project.answers, temporary, "old")
+    _render(target, project.answers | answers, temporary, "new")
+    now = read(temporary / "new")
+    for question in questions:
+        if question.name in answers and question.name not in now.answers:
+            raise UserError(
+                f"{question.flag} does not apply to {target} with these answers; "
+                "leave it out or change that."
+            )
+    return store.add_folder(temporary / "old"), store.add_folder(temporary / "new")
 
 
-def _skipped(project: Project, updated: Project, temporary: Path) -> list[Change]:
-    """Return the files that the template changes and the owner has deleted or moved."""
-    before, after = (
-        Renderer(history.unpack(each.version, temporary / name)).render(each.answers)
-        for name, each in (("before", project), ("after", updated))
-    )
-    return [
-        Change(Kind.SKIPPED, name)
-        for name in sorted(before.keys() & after.keys())
-        if before[name] != after[name] and not os.path.lexists(project.path / name)
-    ]
+def _render(version: Version, answers: Answers, temporary: Path, name: str) -> None:
+    source = history.unpack(version, temporary / f"{name}-template")
+    generate.render(answers, temporary / name, source=source, tag=history.tag(version))
+
+
+def _owned(temporary: Path) -> GitIgnoreSpec:
+    """Return the paths of files that are the owner's from the first day on."""
+    patterns: list[str] = []
+    for name in ("old-template", "new-template"):
+        config = yaml.safe_load((temporary / name / "copier.yml").read_text(encoding="utf-8"))
+        patterns += config.get("_skip_if_exists", ())
+    return GitIgnoreSpec.from_lines(patterns)
+
+
+def _merge(
+    store: Store, base: Entries, ours: Entries, theirs: Entries, owned: GitIgnoreSpec
+) -> tuple[Entries, Merged, list[str]]:
+    """Merge, and return the files of the result, the merge, and the paths that are left out."""
+    windows = store.with_crlf(ours)
+    compared = ours | _with_line_ends(store, ours, windows, (b"\r\n", b"\n"))
+    base, theirs = _without_owned(base, compared, theirs, owned)
+    merged = store.merge(base, compared, theirs)
+    result = dict(merged.entries)
+    skipped = set()
+    for path, sides in list(merged.stages.items()):
+        if 1 in sides and 2 not in sides:  # the owner has deleted it
+            skipped.add(path)
+            del merged.stages[path]
+    kept, before = _folders(compared), _folders(base)
+    for path in result.keys() - ours.keys() - base.keys():
+        parents = {str(parent) for parent in PurePosixPath(path).parents}
+        if (parents & before) - kept:  # a new file in a folder that the owner has deleted
+            skipped.add(path)
+            merged.stages.pop(path, None)
+    for path in skipped:
+        result.pop(path, None)
+    back = [path for path in windows if path in result]
+    result |= {path: ours[path] for path in back if result[path] == compared[path]}
+    changed = [path for path in back if result[path] != ours[path]]
+    result |= _with_line_ends(store, result, changed, (b"\n", b"\r\n"))
+    return result, merged, sorted(skipped)
+
+
+def _with_line_ends(
+    store: Store, entries: Entries, paths: list[str], change: tuple[bytes, bytes]
+) -> Entries:
+    names = store.write(store.read(entries[path]).replace(*change) for path in paths)
+    pairs = zip(paths, names, strict=True)
+    return {path: f"{entries[path].split()[0]} {name}" for path, name in pairs}
+
+
+def _without_owned(
+    base: Entries, ours: Entries, theirs: Entries, owned: GitIgnoreSpec
+) -> tuple[Entries, Entries]:
+    """Take out of the template's sides what is the owner's, wherever the owner has put it."""
+    base, theirs = dict(base), dict(theirs)
+    for path in owned.match_files(base.keys() | theirs.keys()):
+        if path not in theirs and ours.get(path) == base[path]:
+            continue  # unchanged, and of no use with the new answers
+        if path in base or path in ours:
+            base.pop(path, None)
+            theirs.pop(path, None)
+    return base, theirs
+
+
+def _folders(entries: Entries) -> set[str]:
+    return {str(parent) for path in entries for parent in PurePosixPath(path).parents}
+
+
+def _changes(ours: Entries, result: Entries, merged: Merged, skipped: list[str]) -> list[Change]:
+    clashes = {path: _clash(path, sides, merged) for path, sides in merged.stages.items()}
+    clashes |= dict.fromkeys(merged.unplaced, Clash.PLACE)
+    changes = [Change(Kind.CONFLICT, path, clash) for path, clash in clashes.items()]
+    for path in (ours.keys() | result.keys()) - clashes.keys():
+        before, after = ours.get(path), result.get(path)
+        if before != after:
+            kind = Kind.ADDED if not before else Kind.CHANGED if after else Kind.DELETED
+            changes.append(Change(kind, path))
+    changes += [Change(Kind.SKIPPED, path) for path in skipped]
+    return sorted(changes, key=lambda change: change.path)
+
+
+def _clash(path: str, sides: Mapping[int, str], merged: Merged) -> Clash:
+    if path in merged.marked:
+        return Clash.LINES
+    if 2 in sides and 3 in sides:
+        return Clash.BYTES
+    return Clash.DELETED if 2 in sides else Clash.PLACE
+
+
+def _index_lines(prefix: str, stages: Mapping[str, Mapping[int, str]]) -> str:
+    """Return what makes git show the conflicts, as input of `git update-index`."""
+    lines = []
+    for path, sides in stages.items():
+        # Mode 0 takes away the one entry that the sides of a conflict replace.
+        zero = "0" * len(next(iter(sides.values())).split()[1])
+        lines.append(f"0 {zero}\t{prefix}{path}")
+        lines += [f"{entry} {stage}\t{prefix}{path}" for stage, entry in sorted(sides.items())]
+    return "".join(f"{line}\0" for line in lines)
 
 
 def _git_path(folder: Path, name: str) -> Path:
-    return folder / git.output(folder, "rev-parse", "--git-path", name).strip()
+    return folder / git.output(folder, "rev-parse", "--git-path", name).removesuffix("\n")
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let no signal, here or in the git that is started, stop the writing half-way."""
+    """Let no signal stop the writing half-way."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.SIG_IGN) for number in signals]
     try:

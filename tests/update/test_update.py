@@ -1,6 +1,7 @@
 """`infer-scaffold update` as its users meet it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,18 +111,35 @@ def test_conflicts_are_named_and_exit_with_1(
     assert "<<<<<<< before updating" in newer.read_text()
 
 
-def test_changes_of_files_that_were_moved_are_told(project: Path, run: Run) -> None:
+def test_files_that_were_moved_get_their_changes_where_they_are(project: Path, run: Run) -> None:
     tests = project / "tests"
     (tests / "test_sse.py").rename(tests / "test_streams.py")
     (tests / "test_settings.py").rename(tests / "test_knobs.py")  # the template leaves it alone
     commit(project)
 
-    assert "skipped   tests/test_sse.py" in run("update", str(project), "--dry-run").out
+    shown = run("update", str(project), "--dry-run").out.splitlines()
+    assert "changed   tests/test_streams.py" in shown
+    assert not [line for line in shown if "test_sse" in line or "test_knobs" in line]
+    assert run("update", str(project)).code == 0
+
+    assert not (tests / "test_sse.py").exists()
+
+
+def test_changes_of_files_that_were_deleted_are_told(project: Path, run: Run) -> None:
+    (project / "tests" / "test_sse.py").unlink()
+    shutil.rmtree(project / ".github")  # where the newer version has one file more
+    commit(project)
+
+    shown = run("update", str(project), "--dry-run").out.splitlines()
     outcome = run("update", str(project))
 
-    told = "You deleted or moved these, so their changes are left out: tests/test_sse.py"
+    left_out = [".github/workflows/update.yml", "tests/test_sse.py"]
+    assert [line.split()[1] for line in shown if line.startswith("skipped")] == left_out
+    told = f"You deleted or moved these, so their changes are left out: {', '.join(left_out)}"
     assert told in outcome.out.splitlines()
-    assert not (tests / "test_sse.py").exists()
+    assert outcome.code == 0
+    assert not (project / ".github").exists()
+    assert not (project / "tests" / "test_sse.py").exists()
 
 
 def test_refusals(project: Path, run: Run, tmp_path: Path) -> None:
@@ -152,7 +170,8 @@ def test_refusals(project: Path, run: Run, tmp_path: Path) -> None:
         "_commit: [": "cannot be used",
         "project_name: myserver\n": "_src_path is missing",
         recorded.replace("_commit: v0.1.0", "_commit: 8f3a2c1"): "names '8f3a2c1'",
-        recorded.replace("v0.1.0", "v0.2.0.dev0"): "which cannot be updated from",
+        recorded.replace("v0.1.0", "v0.2.0.dev0"): "does not know; make the project anew",
+        recorded.replace("v0.1.0", "v0.2.0.dev0+tffff"): "does not know; make the project anew",
         recorded.replace("_commit: v0.1.0", "_commit: v0.0.9"): "is of version 0.0.9, which this",
         recorded.replace("gh:infer-scaffold/", "gh:someone/"): "comes from gh:someone/infer",
     }.items():
@@ -239,10 +258,12 @@ def test_a_work_tree_with_windows_line_ends(project: Path, run: Run) -> None:
 
 
 def start_update(project: Path, templates: Path, *, stop: str) -> "subprocess.Popen[bytes]":
-    """Start an update in a process of its own that waits in copier, or in the last step."""
+    """Start an update in a process of its own that waits at a step."""
     script = (
-        "import sys, time, pathlib\n"
+        "import signal, sys, time, pathlib\n"
         "from infer_scaffold import cli, history, update\n"
+        # A shell starts what runs in the background with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"history.BUNDLE = pathlib.Path({str(templates / 'bundle')!r})\n"
         f"real = update.{stop}\n"
         "def slow(*arguments):\n"
@@ -261,7 +282,7 @@ def start_update(project: Path, templates: Path, *, stop: str) -> "subprocess.Po
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("stop", ["_run_copier", "_write_tree"])
+@pytest.mark.parametrize("stop", ["_render", "_changes"])
 def test_an_update_that_is_killed_leaves_the_project_as_it_was(
     project: Path, render: Render, templates: Path, stop: str, number: signal.Signals
 ) -> None:
@@ -278,7 +299,7 @@ def test_an_update_that_is_killed_leaves_the_project_as_it_was(
         assert code == 130
 
 
-def test_an_update_that_is_killed_while_copier_works(
+def test_an_update_that_is_killed_at_any_moment(
     project: Path, render: Render, templates: Path
 ) -> None:
     script = (

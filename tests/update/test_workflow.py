@@ -11,15 +11,19 @@ import yaml
 from infer_scaffold import git
 from tests.update.conftest import commit
 from tests.update.edits import change
-from tests.update.test_update import publish
 
+# The releases that the tests invent are not in the package.
+SCRIPT = (
+    "import os, pathlib; from infer_scaffold import cli, history; "
+    "history.BUNDLE = pathlib.Path(os.environ['BUNDLE']); cli.main()"
+)
 FILE = Path(__file__).parents[2] / "template" / ".github" / "workflows" / "update.yml"
 
 
 @pytest.fixture
 def origin(project: Path, templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the project's repository is hosted; the releases are at the public address."""
-    publish(tmp_path, templates, monkeypatch)
+    """Where the project's repository is hosted."""
+    monkeypatch.setenv("BUNDLE", str(templates / "bundle"))
     git.output(tmp_path, "init", "--quiet", "--bare", "origin.git")
     git.output(project, "remote", "add", "origin", str(tmp_path / "origin.git"))
     return tmp_path / "origin.git"
@@ -36,7 +40,7 @@ def run_workflow(project: Path, folder: Path) -> str:
     programs.mkdir(exist_ok=True)
     for name, line in {
         "gh": f'printf "%s\\n" "$@" >> "{said}"',
-        "copier": f'exec "{sys.executable}" -m copier "$@"',
+        "infer-scaffold": f'exec "{sys.executable}" -c "{SCRIPT}" "$@"',
     }.items():
         (programs / name).write_text(f"#!/bin/sh\n{line}\n")
         (programs / name).chmod(0o755)
@@ -65,6 +69,18 @@ def test_a_new_version_becomes_a_pull_request_once(
     assert run_workflow(project, tmp_path) == ""
     git.output(project, "reset", "--quiet", "--hard", "template-update/v99.0")
     assert run_workflow(project, tmp_path) == ""
+
+
+def test_odd_names_of_conflicts_are_whole(project: Path, origin: Path, tmp_path: Path) -> None:
+    name = "src/myserver/unsere größe *.py"
+    (project / "src" / "myserver" / "middleware.py").rename(project / name)
+    change(
+        project / name, "from collections.abc import Mapping, Sequence", "from typing import Any"
+    )
+    commit(project)
+
+    assert run_workflow(project, tmp_path).splitlines()[-1] == "--draft"
+    assert f"- `{name}`" in (tmp_path / "body.md").read_text().splitlines()
 
 
 def test_conflicts_make_a_draft_that_names_them(
