@@ -13,6 +13,8 @@ from infer_scaffold.cli import QUESTIONS
 from infer_scaffold.questions import PRESETS
 from tests.conftest import Run
 
+COMMANDS = ("new", "update", "status", "check", "probe", "explain")
+
 
 def test_help_names_every_flag_with_its_default(run: Run) -> None:
     outcome = run("new", "--help")
@@ -38,6 +40,17 @@ def test_help_does_not_wait_for_copier(arguments: list[str]) -> None:
         "assert not slow, slow\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_help_cuts_no_command_s_sentence(
+    columns: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    text = run("--help").out.partition("Commands:")[2]
+
+    assert text.count(".\n") == len(text.strip().splitlines()) == len(COMMANDS)
+    assert "..." not in text
 
 
 def test_version(run: Run) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from infer_scaffold import cli
+from infer_scaffold import cli, generate
 from infer_scaffold.questions import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +29,12 @@ def test_every_command(command: str) -> None:
 @pytest.mark.parametrize("flag", sorted(flags()))
 def test_every_flag(flag: str) -> None:
     assert re.search(rf"`{flag}[` ]", README)
+
+
+def test_how_many_files_the_transcript_counts(tmp_path: Path) -> None:
+    files = generate.preview(tmp_path / "myserver", cli.QUESTIONS, {})
+
+    assert f"    Created .demo/myserver ({len(files)} files)." in README
 
 
 @pytest.mark.parametrize("preset", PRESETS)

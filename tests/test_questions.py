@@ -17,13 +17,18 @@ from infer_scaffold.questions import PRESETS, Question
 QUESTIONS = {question.name: question for question in questions.load(template.root())}
 
 
-def reserved() -> set[str]:
-    """Every name of reserved.jinja."""
+def reserved_lists() -> list[list[str]]:
+    """The lists of reserved.jinja."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.root()), autoescape=True
     )
     module = environment.get_template("reserved.jinja").module
-    return {name for part in vars(module).values() if isinstance(part, list) for name in part}
+    return [part for part in vars(module).values() if part and isinstance(part, list)]
+
+
+def reserved() -> set[str]:
+    """Every name of reserved.jinja."""
+    return {name for part in reserved_lists() for name in part}
 
 
 def test_every_question_that_is_asked_is_loaded_in_order() -> None:
@@ -98,7 +103,49 @@ def test_bad_names(name: str, tmp_path: Path) -> None:
         generate.render({"project_name": name}, tmp_path / "x", pretend=True)
 
 
-MODELS = ["google/gemma-3-270m-it", "gpt2", "/models/a_b", "./m", "../m/n", "../../m", "~/m", "a+b"]
+MODELS = ["owner/Name-0.5B", "gpt2", "/models/a_b", "./m", "../m/n", "../../m", "~/m", "a+b"]
+
+
+@pytest.mark.parametrize("name", ["con", "aux", "nul", "prn", "com1", "lpt9"])
+def test_names_of_windows_devices_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f'"{name}" is a device on Windows'):
+        generate.render({"project_name": name}, tmp_path / "x", pretend=True)
+
+
+WIDTH = 60
+LONGEST_NAMES = [max(names, key=len) for names in reserved_lists()]
+REFUSED = {
+    "project_name": [*LONGEST_NAMES, "x" * 31, "Server"],
+    "description": ["x" * 201, "", "a\nb", "a\x9fb", "a\u2028b", "\udc9c"],
+    "endpoints": [[]],
+    "devices": [[]],
+    "heartbeat_seconds": [-1],
+    "chat_model": ["x" * 201, "a b"],
+    "embeddings_model": ["x" * 201, "a b"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values]
+)
+def test_every_reason_fits_a_narrow_terminal(name: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refusal:
+        generate.render({"project_name": "x", name: value}, tmp_path / "x", pretend=True)
+
+    reason = str(refusal.value).partition(": ")[2]
+    assert 0 < len(reason) <= WIDTH, reason
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_every_question_fits_a_narrow_terminal(question: Question) -> None:
+    assert len(question.help) <= WIDTH - len("🎤 ") - 1, question.help
+
+
+def test_the_reason_for_undecodable_bytes_speaks_of_the_encoding(tmp_path: Path) -> None:
+    # An "Ü" in UTF-8 that a process under LC_ALL=C was given.
+    answers = {"project_name": "x", "description": "\udcc3\udc9cbersetzer"}
+    with pytest.raises(UserError, match="in the locale's encoding"):
+        generate.render(answers, tmp_path / "x", pretend=True)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -17,14 +17,14 @@ ENTER, SPACE, CTRL_C, CTRL_D, CLEAR = "\r", " ", "\x03", "\x04", "\x15"
 class Terminal:
     """A terminal in which `infer-scaffold` runs."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, columns: int = 200) -> None:
         self.child = pexpect.spawn(
             sys.executable,
             ["-m", "infer_scaffold", *arguments],
             cwd=folder,
             # No terminal answers the request for the cursor's position here.
             env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
-            dimensions=(40, 200),
+            dimensions=(40, columns),
             encoding="utf-8",
             timeout=30,
         )
@@ -50,8 +50,8 @@ class Terminal:
 def start(tmp_path: Path) -> Iterator:
     terminals: list[Terminal] = []
 
-    def start(*arguments: str) -> Terminal:
-        terminals.append(Terminal(tmp_path, *arguments))
+    def start(*arguments: str, columns: int = 200) -> Terminal:
+        terminals.append(Terminal(tmp_path, *arguments, columns=columns))
         return terminals[-1]
 
     yield start
@@ -131,6 +131,29 @@ def test_a_wrong_answer_is_asked_again(start, tmp_path: Path) -> None:
     code, words = terminal.end()
     assert code == 0, words
     assert answers_of(tmp_path / "server")["project_name"] == "llm"
+
+
+def test_at_60_columns_every_question_and_every_reason_is_seen_whole(start) -> None:
+    terminal = start("new", "clas", columns=60)
+
+    # Keys that add one reason to a right answer: of one that follows another, the terminal is
+    # sent only what differs.
+    terminal.answer("Name of the project (a-z, 0-9, - and _)", "s", ENTER)
+    terminal.answer('"class" is a Python keyword; choose another name.', "y", ENTER)
+    terminal.answer("In one line, what the service does", CLEAR, " ", ENTER)
+    terminal.answer("Say in a few words what the service does.", CLEAR, "Chat", ENTER)
+    terminal.answer("Which endpoints does it serve?", ENTER)
+    terminal.answer("Which devices will it run on?", ENTER)
+    terminal.answer("How are chat answers streamed?", ENTER)
+    terminal.answer("Seconds of silence before a heartbeat (0 = never)", "999", ENTER)
+    terminal.answer("Give a number of seconds from 0 to 3600.", CLEAR, "9", ENTER)
+    terminal.answer("When does a stream tell token usage?", ENTER)
+    terminal.answer("Chat model (hub id or local folder)", " b", ENTER)
+    terminal.answer("Use a hub id or a folder: letters, digits, any of ._/+-", CLEAR, "a", ENTER)
+    terminal.answer("Embeddings model (hub id or folder)", ENTER)
+
+    code, words = terminal.end()
+    assert code == 0, words
 
 
 def test_a_wrong_flag_is_told_before_the_first_question(start, tmp_path: Path) -> None:

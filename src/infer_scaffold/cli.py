@@ -142,10 +142,11 @@ def update(
     ] = False,
     **flags: Any,
 ) -> None:
-    """Bring a project to a newer version of the template, or to other answers.
+    """Bring fixes to a project, or change its answers.
 
-    Needs no network. Your own changes stay, and nothing is committed. A question's flag changes
-    the answer: --endpoints chat,files adds or removes endpoints.
+    Takes it to a newer version of the template. Needs no network. Your own changes stay, and
+    nothing is committed. A question's flag changes the answer: --endpoints chat,files adds or
+    removes endpoints.
     """
     from infer_scaffold import update as updating
 
@@ -251,9 +252,9 @@ def check(
         typer.Option("--write-baseline", help="Accept what is found now: only new is reported."),
     ] = False,
 ) -> None:
-    """Hold the source of a FastAPI service, ours or not, against the checklist.
+    """Judge the source of a FastAPI service.
 
-    Exits with 1 when a pattern is not followed.
+    Holds it, ours or not, against the checklist. Exits with 1 when a pattern is not followed.
     """
     from infer_scaffold.check import accepted, config, output, runner, sarif
 
@@ -331,10 +332,10 @@ def probe(
         typer.Option(metavar="PID", min=2, help="Its process, to measure memory and to stop it."),
     ] = None,
 ) -> None:
-    """Question a running service, ours or not, about what the checklist asks of it.
+    """Question a running service.
 
-    Sends a bounded number of small requests, and deletes the files that it uploads. Exits with 1
-    when an answer is not as wanted.
+    Asks it, ours or not, what the checklist asks for. Sends a bounded number of small requests,
+    and deletes the files that it uploads. Exits with 1 when an answer is not as wanted.
     """
     import asyncio
 
@@ -364,7 +365,10 @@ def explain(
         str | None, typer.Argument(metavar="CODE", help="A pattern, such as IS101.")
     ] = None,
 ) -> None:
-    """Explain a pattern of the checklist: what, why, and how it looks wrong and right."""
+    """Explain a pattern of the checklist.
+
+    Says what it asks for and why, and shows how it looks wrong and right.
+    """
     if code is None:
         for pattern in checklist.PATTERNS:
             typer.echo(f"{pattern.code}  {pattern.severity:<6}  {pattern.title}")

@@ -15,6 +15,8 @@ from infer_scaffold import git, history, template
 from infer_scaffold.errors import UserError
 from infer_scaffold.questions import Answers, Question
 
+_REFUSAL = re.compile(r"Validation error for question '(\w+)': (.*)", re.DOTALL)
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -60,7 +62,7 @@ def render(
         # Without git on its PATH copier takes a checkout of this repository as the plain folder
         # that it is in a wheel, and spawns no git for each file that it writes. Its settings
         # file is left out: the defaults are those that the help shows.
-        with local.env(PATH=os.devnull):
+        with local.env(PATH=os.devnull), _bare_reasons():
             worker = copier.run_copy(
                 str(source or template.root()),
                 destination,
@@ -139,9 +141,38 @@ def _check_used(questions: list[Question], answers: Answers, rendered: Rendered)
             )
 
 
+@contextmanager
+def _bare_reasons() -> Iterator[None]:
+    """Let the terminal show why an answer is refused without copier's prefix.
+
+    It has one line for that, and the prefix takes 46 columns.
+    """
+    import questionary
+    from copier import _main
+
+    def ask(asked: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        for question in asked:
+            if validate := question.get("validate"):
+                question["validate"] = lambda answer, validate=validate: _bare(validate(answer))
+        return questionary.unsafe_prompt(asked, **options)
+
+    # No public name: where copier has another one, the prefix stays.
+    theirs = vars(_main).get("unsafe_prompt")
+    _main.unsafe_prompt = ask  # type: ignore[attr-defined, assignment]
+    try:
+        yield
+    finally:
+        _main.unsafe_prompt = theirs  # type: ignore[attr-defined, assignment]
+
+
+def _bare(verdict: str | bool) -> str | bool:
+    match = _REFUSAL.match(verdict) if isinstance(verdict, str) else None
+    return match[2] if match else verdict
+
+
 def _explain(message: str) -> str:
     """Turn copier's words about an answer into the command line's."""
-    match = re.match(r"Validation error for question '(\w+)': (.*)", message, re.DOTALL)
+    match = _REFUSAL.match(message)
     if match is None:
         return message
     name, reason = match.groups()
