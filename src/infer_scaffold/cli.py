@@ -148,6 +148,7 @@ def update(
     nothing is committed. A question's flag changes the answer: --endpoints chat,files adds or
     removes endpoints.
     """
+    from infer_scaffold import merge
     from infer_scaffold import update as updating
 
     answers = questions.answers_from_flags(CHANGEABLE, flags)
@@ -177,7 +178,7 @@ def update(
                 f"You deleted or moved these, so their changes are left out: {', '.join(skipped)}"
             )
         if conflicts:
-            for clash in updating.Clash:
+            for clash in merge.Clash:
                 files = ", ".join(each.path for each in update.changes if each.clash is clash)
                 if files:
                     typer.echo(clash.format(files=files), err=True)

@@ -1,178 +1,154 @@
-"""Three-way merges of trees by git, apart from the repository whose objects they borrow.
+"""The three-way merge of an update: the old rendering, the owner's files and the new rendering.
 
-Bytes are merged, never decoded text. Files and folders that our side moved are followed, and no
-setting of the person or the machine has a say.
+git merges; what is decided here is what an update means by it. Files that the owner has deleted
+stay deleted, new files go to where the owner has moved their neighbours, and the owner's own files
+are left alone.
 """
 
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from enum import StrEnum
+from pathlib import PurePosixPath
 
-from infer_scaffold import git
+from pathspec import GitIgnoreSpec
 
-# The files of a tree: by path, mode and object id with a blank between them, as git writes them.
-Entries = dict[str, str]
+from infer_scaffold.trees import Entries, Merged, Store
 
-_SIDES = {"before-updating": "before updating", "after-updating": "after updating"}
-_SETTINGS = {
-    **git.AS_RENDERED,
-    **git.FALLBACK_IDENTITY,
-    "core.fileMode": "true",
-    "merge.conflictStyle": "merge",
-    # A file that is new on the other side goes to where our side moved its folder.
-    "merge.directoryRenames": "true",
-}
-_MARKER = ".infer-scaffold-folder"
+
+class Clash(StrEnum):
+    """What an owner has to settle in the files of a conflict."""
+
+    LINES = (
+        "Both you and the template changed the same lines of {files}; "
+        "settle what is marked there, then commit."
+    )
+    BYTES = (
+        "Both you and the template changed {files}, which cannot be merged by lines; "
+        "yours stays, and `git show :3:PATH` shows the template's. `git add` what is right."
+    )
+    DELETED = "The template deletes {files}, which you have changed; `git add` or `git rm` it."
+    PLACE = (
+        "The template has a file where you have something else: {files}; "
+        "move one of them, then `git add` both."
+    )
 
 
 @dataclass(frozen=True)
-class Merged:
-    """The outcome of a merge. `stages` has the sides of each conflict, by path and stage.
+class Outcome:
+    """The files after an update, and what there is to tell about it.
 
-    Stage 1 is the base, 2 our side and 3 the other side. `marked` are the conflicts in whose text
-    both sides are marked, `unplaced` the paths that git could not place and kept no sides of.
+    `stages` has the sides of each conflict, by path and stage of git's index. The changes of
+    `skipped` files are left out.
     """
 
-    entries: Entries
+    files: Entries
+    clashes: dict[str, Clash]
     stages: dict[str, dict[int, str]]
-    marked: set[str]
-    unplaced: list[str]
+    skipped: set[str]
 
 
-class Store:
-    """A repository in a folder of its own, with the objects of another one at hand."""
+def merge(
+    store: Store, base: Entries, ours: Entries, theirs: Entries, owned: GitIgnoreSpec
+) -> Outcome:
+    """Merge what the owner and the template have made of `base`.
 
-    def __init__(self, folder: Path, objects: Path, object_format: str) -> None:
-        self._folder = folder
-        folder.mkdir()
-        self._git("init", "--quiet", "--bare", f"--object-format={object_format}")
-        (self.objects / "info" / "alternates").write_bytes(bytes(objects) + b"\n")
-
-    @property
-    def objects(self) -> Path:
-        """The folder of the objects that are written here, each a file."""
-        return self._folder / "objects"
-
-    def add_folder(self, folder: Path) -> Entries:
-        """Take in the files of a folder."""
-        self._git("read-tree", "--empty")
-        here = (f"--git-dir={self._folder}", "--work-tree=.")
-        git.output(
-            folder, *here, "add", "--all", "--force", settings=_SETTINGS, variables=git.ISOLATED
-        )
-        return self.entries(self._git("write-tree").strip())
-
-    def entries(self, tree: str) -> Entries:
-        """Return the files of a tree or commit."""
-        found = {}
-        for line in _fields(self._git("ls-tree", "-r", "-z", tree)):
-            described, _, path = line.partition("\t")
-            mode, _, name = described.split()
-            found[path] = f"{mode} {name}"
-        return found
-
-    def tree(self, entries: Mapping[str, str], onto: str = "") -> str:
-        """Write a tree of these files; with `onto`, that tree with these files changed.
-
-        A file whose entry is empty is taken away.
-        """
-        self._git("read-tree", onto or "--empty")
-        # Removals first: a folder may take the place of a file.
-        lines = [
-            f"{entries[path] or '0 ' + '0' * 40}\t{path}\0"
-            for path in sorted(entries, key=lambda path: (bool(entries[path]), path))
-        ]
-        self._git("update-index", "-z", "--index-info", input="".join(lines))
-        return self._git("write-tree", "--missing-ok").strip()
-
-    def read(self, entry: str) -> bytes:
-        """Return the content of a file."""
-        return self._git("cat-file", "blob", entry.split()[1]).encode("utf-8", "surrogateescape")
-
-    def write(self, contents: Iterable[bytes]) -> list[str]:
-        """Store contents; return their object ids."""
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            paths = []
-            for number, content in enumerate(contents):
-                paths.append(Path(folder, str(number)))
-                paths[-1].write_bytes(content)
-            listed = "".join(f"{path}\n" for path in paths)
-            arguments = ("hash-object", "-w", "--no-filters", "--stdin-paths")
-            return self._git(*arguments, input=listed).split()
-
-    def with_crlf(self, entries: Entries) -> list[str]:
-        """Return the text files all of whose lines end as on Windows."""
-        self.tree(entries)
-        lines = _fields(self._git("ls-files", "--eol", "-z"))
-        return [line.partition("\t")[2] for line in lines if line.startswith("i/crlf")]
-
-    def merge(self, base: Entries, ours: Entries, theirs: Entries) -> Merged:
-        """Merge two descendants of `base`. Their folders are followed where ours moved them."""
-        # git takes a folder that one side has emptied for moved. Only ours may move files of the
-        # other side, so theirs keeps an empty file in each folder of the base.
-        (empty,) = self.write([b""])
-        folders = {str(parent) for path in base for parent in PurePosixPath(path).parents} - {"."}
-        markers = {f"{folder}/{_MARKER}": f"100644 {empty}" for folder in folders}
-        root = self._commit(base | markers)
-        for name, side in zip(_SIDES, (ours, theirs | markers), strict=True):
-            self._git("branch", name, self._commit(side, "-p", root))
-        arguments = ("merge-tree", "--write-tree", "-z", "--messages", *_SIDES)
-        tree, *said = self._git(*arguments, allowed=(0, 1)).split("\0")
-        split = said.index("") if "" in said else len(said)
-        stages: dict[str, dict[int, str]] = {}
-        for line in said[:split]:
-            described, _, path = line.partition("\t")
-            mode, name, stage = described.split()
-            stages.setdefault(path, {})[int(stage)] = f"{mode} {name}"
-        unplaced = [path for path in _conflicting(said[split + 1 :]) if path not in stages]
-        entries = {
-            path: entry
-            for path, entry in self.entries(tree).items()
-            if PurePosixPath(path).name != _MARKER
-        }
-        marked = self._with_plain_labels(entries, stages)
-        return Merged(entries | marked, stages, set(marked), unplaced)
-
-    def _with_plain_labels(self, entries: Entries, stages: Iterable[str]) -> Entries:
-        """Return the marked files with the sides named in words: a branch cannot have blanks."""
-        marked = {}
-        for path in stages:
-            content = old = self.read(entries[path]) if path in entries else b""
-            for mark, branch in zip((b"<<<<<<< ", b">>>>>>> "), _SIDES, strict=True):
-                content = content.replace(mark + branch.encode(), mark + _SIDES[branch].encode())
-            if content != old:
-                marked[path] = content
-        names = self.write(marked.values())
-        changed = zip(marked, names, strict=True)
-        return {path: f"{entries[path].split()[0]} {name}" for path, name in changed}
-
-    def _commit(self, entries: Entries, *parent: str) -> str:
-        return self._git("commit-tree", self.tree(entries), *parent, "-m", "Side").strip()
-
-    def _git(self, *arguments: str, input: str = "", allowed: Iterable[int] = (0,)) -> str:
-        return git.output(
-            self._folder,
-            *arguments,
-            settings=_SETTINGS,
-            variables=git.ISOLATED,
-            input=input,
-            allowed=tuple(allowed),
-        )
+    `owned` matches the files that are the owner's from the first day on.
+    """
+    windows = store.with_crlf(ours)
+    compared = ours | _with_line_ends(store, ours, windows, (b"\r\n", b"\n"))
+    base, theirs = _without_owned(base, compared, theirs, owned)
+    merged = store.merge(base, compared, theirs)
+    outcome = Outcome(dict(merged.entries), {}, {}, set())
+    _settle(outcome, merged, base, ours)
+    _place_new(outcome, merged, base, ours, owned)
+    _restore_line_ends(outcome.files, store, ours, compared, windows)
+    return outcome
 
 
-def _conflicting(fields: list[str]) -> Iterable[str]:
-    """Yield the paths of git's messages on conflicts: number, paths, kind and text of each."""
-    rest = iter(fields)
-    for number in rest:
-        if not number:
-            return
-        paths = [next(rest) for _ in range(int(number))]
-        kind = next(rest)
-        next(rest)
-        if kind.startswith("CONFLICT"):
-            yield from paths
+def _settle(outcome: Outcome, merged: Merged, base: Entries, ours: Entries) -> None:
+    """Decide the conflicts in which the owner or the template has deleted a file."""
+    deleted = {base[path] for path in base.keys() - ours.keys() - merged.moved.keys()}
+    for path, sides in merged.stages.items():
+        if sides.keys() == {1, 3} and sides[1] in deleted:
+            outcome.skipped.add(path)  # the owner has deleted it, the template changes it
+        elif 3 in sides or sides.get(1) != sides.get(2) is not None:
+            outcome.stages[path] = sides
+            outcome.clashes[path] = _clash(sides, marked=path in merged.marked)
+            continue
+        # Without a third side: the template deletes what the owner has at most moved.
+        outcome.files.pop(path, None)
 
 
-def _fields(text: str) -> list[str]:
-    return text.split("\0")[:-1]
+def _clash(sides: Mapping[int, str], *, marked: bool) -> Clash:
+    if marked:
+        return Clash.LINES
+    if 2 in sides and 3 in sides:
+        return Clash.BYTES
+    return Clash.DELETED if sides.keys() == {1, 2} else Clash.PLACE
+
+
+def _place_new(
+    outcome: Outcome, merged: Merged, base: Entries, ours: Entries, owned: GitIgnoreSpec
+) -> None:
+    """Put the files that are new in the template where they belong in the owner's layout."""
+    files = outcome.files
+    for path in files.keys() - ours.keys() - base.keys() - merged.stages.keys():
+        place, entry = _place(path, base, ours, merged.moved), files.pop(path)
+        if place is None:
+            outcome.skipped.add(path)
+        elif place not in files:
+            files[place] = entry
+        elif files[place] != entry and not owned.match_file(path):
+            files[path] = entry  # beside a file of the owner's that has its place
+            outcome.stages[path], outcome.clashes[path] = {3: entry}, Clash.PLACE
+
+
+def _place(path: str, base: Entries, ours: Entries, moved: Mapping[str, str]) -> str | None:
+    """Return where a file that is new in the template belongs in the owner's layout.
+
+    It goes with the files beside it; None if the owner has deleted all of them.
+    """
+    for folder in PurePosixPath(path).parents[:-1]:
+        beside = [name for name in base if PurePosixPath(name).parent == folder]
+        if not beside:
+            continue
+        now = [moved.get(name, name) for name in beside]
+        homes = Counter(str(PurePosixPath(name).parent) for name in now if name in ours)
+        if homes:
+            ((home, _),) = homes.most_common(1)
+            return str(PurePosixPath(home) / PurePosixPath(path).relative_to(folder))
+        return path if any(PurePosixPath(name).is_relative_to(folder) for name in ours) else None
+    return path
+
+
+def _with_line_ends(
+    store: Store, entries: Entries, paths: list[str], change: tuple[bytes, bytes]
+) -> Entries:
+    names = store.write(store.read(entries[path]).replace(*change) for path in paths)
+    pairs = zip(paths, names, strict=True)
+    return {path: f"{entries[path].split()[0]} {name}" for path, name in pairs}
+
+
+def _restore_line_ends(
+    files: Entries, store: Store, ours: Entries, compared: Entries, windows: list[str]
+) -> None:
+    """Give files that had the line ends of Windows these again."""
+    present = [path for path in windows if path in files]
+    files |= {path: ours[path] for path in present if files[path] == compared[path]}
+    changed = [path for path in present if files[path] != ours[path]]
+    files |= _with_line_ends(store, files, changed, (b"\n", b"\r\n"))
+
+
+def _without_owned(
+    base: Entries, ours: Entries, theirs: Entries, owned: GitIgnoreSpec
+) -> tuple[Entries, Entries]:
+    """Take out of the template's sides what is the owner's, wherever the owner has put it."""
+    base, theirs = dict(base), dict(theirs)
+    for path in owned.match_files(base.keys() | theirs.keys()):
+        if path not in theirs and ours.get(path) == base[path]:
+            continue  # unchanged, and of no use with the new answers
+        if path in base or path in ours:
+            base.pop(path, None)
+            theirs.pop(path, None)
+    return base, theirs

@@ -10,11 +10,11 @@ import shlex
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import yaml
 from packaging.version import InvalidVersion, Version
@@ -22,9 +22,10 @@ from pathspec import GitIgnoreSpec
 
 from infer_scaffold import generate, git, history, template
 from infer_scaffold.errors import UserError
-from infer_scaffold.merge import Entries, Merged, Store
+from infer_scaffold.merge import Clash, Outcome, merge
 from infer_scaffold.project import ANSWERS_FILE, Project, read
 from infer_scaffold.questions import Answers, Question
+from infer_scaffold.trees import Entries, Store
 
 _OLDEST_GIT = Version("2.38")
 # What git keeps while something of a person's waits to be finished.
@@ -48,24 +49,6 @@ class Kind(StrEnum):
     SKIPPED = "skipped"
 
 
-class Clash(StrEnum):
-    """What an owner has to settle in the files of a conflict."""
-
-    LINES = (
-        "Both you and the template changed the same lines of {files}; "
-        "settle what is marked there, then commit."
-    )
-    BYTES = (
-        "Both you and the template changed {files}, which cannot be merged by lines; "
-        "yours stays, and `git show :3:PATH` shows the template's. `git add` what is right."
-    )
-    DELETED = "The template deletes {files}, which you have changed; `git add` or `git rm` it."
-    PLACE = (
-        "The template has a file where you have something else: {files}; "
-        "move one of them, then `git add` both."
-    )
-
-
 @dataclass(frozen=True)
 class Change:
     """One file that an update touches; its path is relative to the project's folder."""
@@ -82,6 +65,7 @@ class Update:
     project: Project
     target: Version
     changes: list[Change]
+    _new: Set[str]
     _work_tree: Path
     _tree: str
     _stages: str
@@ -98,7 +82,7 @@ class Update:
         know stands where one is to be added.
         """
         _require_clean(self._work_tree, self.project.path)
-        for path in self.of(Kind.ADDED):
+        for path in sorted(self._new):
             if os.path.lexists(self.project.path / path):
                 raise UserError(
                     f"{path} would be added, but is there already, ignored by git; "
@@ -116,11 +100,30 @@ class Update:
                 f"git read-tree -m -u HEAD {self._tree}\n"
                 f"git update-index -z --index-info < {shlex.quote(str(stages))}\n"
             )
-            git.run_script(
-                self._work_tree,
-                script,
-                {"core.sparseCheckout": "false", "core.splitIndex": "false"},
-            )
+            settings = {"core.sparseCheckout": "false", "core.splitIndex": "false"}
+            try:
+                git.run_script(self._work_tree, script, settings)
+            except UserError as error:
+                self._take_back()
+                raise UserError(f"{error} {self.project.path} is as it was.") from error
+
+    def _take_back(self) -> None:
+        """Put the files of the work tree back after a failure while they were written."""
+        written = {Kind.CHANGED, Kind.DELETED, Kind.CONFLICT}
+        paths = {change.path for change in self.changes if change.kind in written} - self._new
+        # The index still has what was committed.
+        git.output(
+            self.project.path,
+            *("checkout-index", "--force", "--quiet", "-z", "--stdin"),
+            input="".join(f"{path}\0" for path in paths),
+            remedy="put that right, and take it back with `git restore .`.",
+        )
+        for path in self._new:
+            file = self.project.path / path
+            file.unlink(missing_ok=True)
+            for folder in file.relative_to(self.project.path).parents[:-1]:
+                with suppress(OSError):
+                    (self.project.path / folder).rmdir()
 
     def _keep_both_sides(self) -> None:
         """Copy what `git` shows as the sides of a conflict into the project."""
@@ -169,17 +172,23 @@ def prepare(
             raise UserError(f"{path} is not committed to {work_tree}; commit it before an update.")
         base, theirs = _sides(store, project, target, answers, questions, Path(temporary))
         owned = _owned(Path(temporary))
-        result, merged, skipped = _merge(store, base, ours, theirs, owned)
-        changed = {
-            path: result.get(path, "")
-            for path in ours.keys() | result.keys()
-            if ours.get(path) != result.get(path)
-        }
+        outcome = merge(store, base, ours, theirs, owned)
         prefix = "" if folder == "." else f"{folder}/"
-        tree = store.tree({prefix + path: changed[path] for path in changed}, head)
-        changes = _changes(ours, result, merged, skipped)
-        stages = _index_lines(prefix, merged.stages)
-        yield Update(project, target, changes, work_tree, tree, stages, store.objects)
+        changed = {
+            prefix + path: outcome.files.get(path, "")
+            for path in ours.keys() | outcome.files.keys()
+            if ours.get(path) != outcome.files.get(path)
+        }
+        yield Update(
+            project,
+            target,
+            _changes(ours, outcome),
+            outcome.files.keys() - ours.keys(),
+            work_tree,
+            store.tree(changed, head),
+            _index_lines(prefix, outcome.stages),
+            store.objects,
+        )
 
 
 def _target(project: Project, to: str | None) -> Version:
@@ -297,80 +306,15 @@ def _owned(temporary: Path) -> GitIgnoreSpec:
     return GitIgnoreSpec.from_lines(patterns)
 
 
-def _merge(
-    store: Store, base: Entries, ours: Entries, theirs: Entries, owned: GitIgnoreSpec
-) -> tuple[Entries, Merged, list[str]]:
-    """Merge, and return the files of the result, the merge, and the paths that are left out."""
-    windows = store.with_crlf(ours)
-    compared = ours | _with_line_ends(store, ours, windows, (b"\r\n", b"\n"))
-    base, theirs = _without_owned(base, compared, theirs, owned)
-    merged = store.merge(base, compared, theirs)
-    result = dict(merged.entries)
-    skipped = set()
-    for path, sides in list(merged.stages.items()):
-        if 1 in sides and 2 not in sides:  # the owner has deleted it
-            skipped.add(path)
-            del merged.stages[path]
-    kept, before = _folders(compared), _folders(base)
-    for path in result.keys() - ours.keys() - base.keys():
-        parents = {str(parent) for parent in PurePosixPath(path).parents}
-        if (parents & before) - kept:  # a new file in a folder that the owner has deleted
-            skipped.add(path)
-            merged.stages.pop(path, None)
-    for path in skipped:
-        result.pop(path, None)
-    back = [path for path in windows if path in result]
-    result |= {path: ours[path] for path in back if result[path] == compared[path]}
-    changed = [path for path in back if result[path] != ours[path]]
-    result |= _with_line_ends(store, result, changed, (b"\n", b"\r\n"))
-    return result, merged, sorted(skipped)
-
-
-def _with_line_ends(
-    store: Store, entries: Entries, paths: list[str], change: tuple[bytes, bytes]
-) -> Entries:
-    names = store.write(store.read(entries[path]).replace(*change) for path in paths)
-    pairs = zip(paths, names, strict=True)
-    return {path: f"{entries[path].split()[0]} {name}" for path, name in pairs}
-
-
-def _without_owned(
-    base: Entries, ours: Entries, theirs: Entries, owned: GitIgnoreSpec
-) -> tuple[Entries, Entries]:
-    """Take out of the template's sides what is the owner's, wherever the owner has put it."""
-    base, theirs = dict(base), dict(theirs)
-    for path in owned.match_files(base.keys() | theirs.keys()):
-        if path not in theirs and ours.get(path) == base[path]:
-            continue  # unchanged, and of no use with the new answers
-        if path in base or path in ours:
-            base.pop(path, None)
-            theirs.pop(path, None)
-    return base, theirs
-
-
-def _folders(entries: Entries) -> set[str]:
-    return {str(parent) for path in entries for parent in PurePosixPath(path).parents}
-
-
-def _changes(ours: Entries, result: Entries, merged: Merged, skipped: list[str]) -> list[Change]:
-    clashes = {path: _clash(path, sides, merged) for path, sides in merged.stages.items()}
-    clashes |= dict.fromkeys(merged.unplaced, Clash.PLACE)
-    changes = [Change(Kind.CONFLICT, path, clash) for path, clash in clashes.items()]
-    for path in (ours.keys() | result.keys()) - clashes.keys():
-        before, after = ours.get(path), result.get(path)
+def _changes(ours: Entries, outcome: Outcome) -> list[Change]:
+    changes = [Change(Kind.CONFLICT, path, clash) for path, clash in outcome.clashes.items()]
+    for path in (ours.keys() | outcome.files.keys()) - outcome.clashes.keys():
+        before, after = ours.get(path), outcome.files.get(path)
         if before != after:
             kind = Kind.ADDED if not before else Kind.CHANGED if after else Kind.DELETED
             changes.append(Change(kind, path))
-    changes += [Change(Kind.SKIPPED, path) for path in skipped]
+    changes += [Change(Kind.SKIPPED, path) for path in outcome.skipped]
     return sorted(changes, key=lambda change: change.path)
-
-
-def _clash(path: str, sides: Mapping[int, str], merged: Merged) -> Clash:
-    if path in merged.marked:
-        return Clash.LINES
-    if 2 in sides and 3 in sides:
-        return Clash.BYTES
-    return Clash.DELETED if 2 in sides else Clash.PLACE
 
 
 def _index_lines(prefix: str, stages: Mapping[str, Mapping[int, str]]) -> str:

@@ -14,7 +14,8 @@ from packaging.version import Version
 
 from infer_scaffold import generate, git, history, update
 from infer_scaffold.errors import UserError
-from infer_scaffold.update import Clash, Kind
+from infer_scaffold.merge import Clash
+from infer_scaffold.update import Kind
 from tests.conftest import Run
 from tests.update.conftest import NEXT, Render, commit, files
 from tests.update.edits import PACKAGE, Edit, change, changed_settings, everything, own_router
@@ -447,6 +448,86 @@ def test_a_service_that_moved_into_a_folder_of_its_repository(
     assert (project / "README.md").read_text() == "All services\n"
 
 
+def package_with_a_shim(project: Path) -> None:
+    renamed_package(project)
+    (project / "src" / PACKAGE).mkdir()
+    (project / "src" / PACKAGE / "__init__.py").write_text("from acme import *\n")
+
+
+def split_package(project: Path) -> None:
+    modules = sorted((project / "src" / PACKAGE).iterdir())
+    for folder, some in (("acme", modules[::3]), ("core", modules[1::3] + modules[2::3])):
+        (project / "src" / folder).mkdir()
+        for module in some:
+            module.rename(project / "src" / folder / module.name)
+    (project / "src" / PACKAGE).rmdir()
+
+
+@pytest.mark.parametrize(("move", "home"), [(package_with_a_shim, "acme"), (split_package, "core")])
+def test_new_files_go_with_their_neighbours(
+    move: Edit, home: str, render: Render, tmp_path: Path
+) -> None:
+    project = make(render, tmp_path / "project", move)
+
+    assert conflicts(run_update(project)) == set()
+
+    new = {"body.py", "protocol.py", "threads.py"}
+    assert new <= {path.name for path in (project / "src" / home).iterdir()}
+    half = project / "src" / PACKAGE
+    assert not half.exists() or [path.name for path in half.iterdir()] == ["__init__.py"]
+
+
+def renamed_and_extended(project: Path) -> None:
+    own_router(project)
+    renamed_package(project)
+
+
+def test_an_endpoint_that_is_switched_off_in_a_renamed_package(
+    render: Render, tmp_path: Path, run: Run
+) -> None:
+    project = make(render, tmp_path / "project", renamed_and_extended)
+
+    outcome = run("update", str(project), "--endpoints", "chat,health")
+
+    assert (outcome.code, outcome.err) == (0, "")
+    wanted = render(tmp_path / "wanted", endpoints=["chat", "health"])
+    renamed_and_extended(wanted)
+    assert_same(project, wanted)
+
+
+def test_a_new_file_whose_place_is_taken_in_a_renamed_package(
+    render: Render, tmp_path: Path
+) -> None:
+    def edit(project: Path) -> None:
+        renamed_package(project)
+        (project / "src" / "acme" / "body.py").write_text("OURS = 1\n")
+        (project / "src" / "acme" / "custom_settings.py").write_text("OURS = 2\n")
+
+    project = make(render, tmp_path / "project", edit)
+
+    prepared = run_update(project)
+
+    assert conflicts(prepared) == {f"src/{PACKAGE}/body.py"}
+    assert (project / "src" / "acme" / "body.py").read_text() == "OURS = 1\n"
+    assert (project / "src" / "acme" / "custom_settings.py").read_text() == "OURS = 2\n"
+
+
+def test_a_file_that_became_a_link(render: Render, tmp_path: Path) -> None:
+    def link(project: Path) -> None:
+        (project / "docs").mkdir()
+        (project / "README.md").rename(project / "docs" / "README.md")
+        (project / "README.md").symlink_to("docs/README.md")
+
+    project = make(render, tmp_path / "project", link)
+    ours = (project / "docs" / "README.md").read_bytes()
+
+    prepared = run_update(project)
+
+    assert "README.md" in conflicts(prepared)
+    assert (project / "README.md").is_symlink()
+    assert (project / "docs" / "README.md").read_bytes() == ours
+
+
 def test_a_renamed_project(render: Render, tmp_path: Path) -> None:
     """The answers name the new package, and the folder is renamed."""
 
@@ -695,7 +776,48 @@ def test_a_project_that_its_repository_ignores(render: Render, tmp_path: Path, r
         update.prepare(project, [], {}).__enter__()
 
 
-# Kills.
+# Kills and failures.
+
+
+def test_a_disk_that_fills_up_while_files_are_written(
+    render: Render, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make(render, tmp_path / "project", moved_and_edited)
+    before = state(project)
+    fake = tmp_path / "bin" / "git"
+    fake.parent.mkdir()
+    fake.write_text(
+        "#!/bin/sh\n"
+        # Blocks of 512 bytes: larger files cannot be written, as on a full disk.
+        'case "$*" in "read-tree -m -u"*) ulimit -f 24;; esac\n'
+        f'exec {shutil.which("git")} "$@"\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+
+    outcome = run("update", str(project))
+
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("\n") == 1
+    assert outcome.err.endswith(f" {project} is as it was.\n")
+    assert state(project) == before
+    assert not (project / "src" / "acme" / "body.py").exists()
+
+
+def test_an_ignored_file_in_the_way_of_a_conflict_is_not_overwritten(
+    render: Render, tmp_path: Path, run: Run
+) -> None:
+    def edit(project: Path) -> None:
+        (project / "src" / PACKAGE / "body.py").mkdir()
+        (project / "src" / PACKAGE / "body.py" / "ours").touch()
+        with (project / ".gitignore").open("a") as ignored:
+            ignored.write("*~after-updating\n")
+
+    project = make(render, tmp_path / "project", edit)
+    mine = project / "src" / PACKAGE / "body.py~after-updating"
+    mine.write_text("mine\n")
+
+    assert "is there already, ignored by git" in refusal(project, run)
 
 
 def test_a_kill_while_the_files_are_written_leaves_it_updated(

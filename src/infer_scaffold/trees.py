@@ -1,0 +1,158 @@
+"""Three-way merges of trees by git, apart from the repository whose objects they borrow.
+
+Bytes are merged, never decoded text. Files that a side moved are followed, and no setting of the
+person or the machine has a say.
+"""
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from infer_scaffold import git
+
+# The files of a tree: by path, mode and object id with a blank between them, as git writes them.
+Entries = dict[str, str]
+
+_SIDES = {"before-updating": "before updating", "after-updating": "after updating"}
+_SETTINGS = {
+    **git.AS_RENDERED,
+    **git.FALLBACK_IDENTITY,
+    "core.fileMode": "true",
+    "merge.conflictStyle": "merge",
+    # git takes a folder that one side has emptied for moved, and would move our own files, too.
+    "merge.directoryRenames": "false",
+}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The outcome of a merge. `stages` has the sides of each conflict, by path and stage.
+
+    Stage 1 is the base, 2 our side and 3 the other side. `marked` are the conflicts in whose text
+    both sides are marked; `moved` tells where our side has moved files of the base.
+    """
+
+    entries: Entries
+    stages: dict[str, dict[int, str]]
+    marked: set[str]
+    moved: dict[str, str]
+
+
+class Store:
+    """A repository in a folder of its own, with the objects of another one at hand."""
+
+    def __init__(self, folder: Path, objects: Path, object_format: str) -> None:
+        self._folder = folder
+        folder.mkdir()
+        self._git("init", "--quiet", "--bare", f"--object-format={object_format}")
+        (self.objects / "info" / "alternates").write_bytes(bytes(objects) + b"\n")
+
+    @property
+    def objects(self) -> Path:
+        """The folder of the objects that are written here, each a file."""
+        return self._folder / "objects"
+
+    def add_folder(self, folder: Path) -> Entries:
+        """Take in the files of a folder."""
+        self._git("read-tree", "--empty")
+        here = (f"--git-dir={self._folder}", "--work-tree=.")
+        git.output(
+            folder, *here, "add", "--all", "--force", settings=_SETTINGS, variables=git.ISOLATED
+        )
+        return self.entries(self._git("write-tree").strip())
+
+    def entries(self, tree: str) -> Entries:
+        """Return the files of a tree or commit."""
+        found = {}
+        for line in _fields(self._git("ls-tree", "-r", "-z", tree)):
+            described, _, path = line.partition("\t")
+            mode, _, name = described.split()
+            found[path] = f"{mode} {name}"
+        return found
+
+    def tree(self, entries: Mapping[str, str], onto: str = "") -> str:
+        """Write a tree of these files; with `onto`, that tree with these files changed.
+
+        A file whose entry is empty is taken away.
+        """
+        self._git("read-tree", onto or "--empty")
+        # Removals first: a folder may take the place of a file.
+        lines = [
+            f"{entries[path] or '0 ' + '0' * 40}\t{path}\0"
+            for path in sorted(entries, key=lambda path: (bool(entries[path]), path))
+        ]
+        self._git("update-index", "-z", "--index-info", input="".join(lines))
+        return self._git("write-tree", "--missing-ok").strip()
+
+    def read(self, entry: str) -> bytes:
+        """Return the content of a file."""
+        return self._git("cat-file", "blob", entry.split()[1]).encode("utf-8", "surrogateescape")
+
+    def write(self, contents: Iterable[bytes]) -> list[str]:
+        """Store contents; return their object ids."""
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            paths = []
+            for number, content in enumerate(contents):
+                paths.append(Path(folder, str(number)))
+                paths[-1].write_bytes(content)
+            listed = "".join(f"{path}\n" for path in paths)
+            arguments = ("hash-object", "-w", "--no-filters", "--stdin-paths")
+            return self._git(*arguments, input=listed).split()
+
+    def with_crlf(self, entries: Entries) -> list[str]:
+        """Return the text files all of whose lines end as on Windows."""
+        self.tree(entries)
+        lines = _fields(self._git("ls-files", "--eol", "-z"))
+        return [line.partition("\t")[2] for line in lines if line.startswith("i/crlf")]
+
+    def merge(self, base: Entries, ours: Entries, theirs: Entries) -> Merged:
+        """Merge two descendants of `base`. Files are followed where either side moved them."""
+        root = self._commit(base)
+        for name, side in zip(_SIDES, (ours, theirs), strict=True):
+            self._git("branch", name, self._commit(side, "-p", root))
+        arguments = ("merge-tree", "--write-tree", "-z", "--no-messages", *_SIDES)
+        tree, *listed = _fields(self._git(*arguments, allowed=(0, 1)))
+        stages: dict[str, dict[int, str]] = {}
+        for line in listed:
+            described, _, path = line.partition("\t")
+            mode, name, stage = described.split()
+            stages.setdefault(path, {})[int(stage)] = f"{mode} {name}"
+        entries = self.entries(tree)
+        marked = self._with_plain_labels(entries, stages)
+        return Merged(entries | marked, stages, set(marked), self._moved(root, next(iter(_SIDES))))
+
+    def _moved(self, before: str, after: str) -> dict[str, str]:
+        arguments = ("-r", "-z", "-M", "-l0", "--diff-filter=R", "--name-status")
+        fields = _fields(self._git("diff-tree", *arguments, before, after))
+        return dict(zip(fields[1::3], fields[2::3], strict=True))
+
+    def _with_plain_labels(self, entries: Entries, stages: Iterable[str]) -> Entries:
+        """Return the marked files with the sides named in words: a branch cannot have blanks."""
+        marked = {}
+        for path in stages:
+            content = old = self.read(entries[path]) if path in entries else b""
+            for mark, branch in zip((b"<<<<<<< ", b">>>>>>> "), _SIDES, strict=True):
+                content = content.replace(mark + branch.encode(), mark + _SIDES[branch].encode())
+            if content != old:
+                marked[path] = content
+        names = self.write(marked.values())
+        changed = zip(marked, names, strict=True)
+        return {path: f"{entries[path].split()[0]} {name}" for path, name in changed}
+
+    def _commit(self, entries: Entries, *parent: str) -> str:
+        return self._git("commit-tree", self.tree(entries), *parent, "-m", "Side").strip()
+
+    def _git(self, *arguments: str, input: str = "", allowed: Iterable[int] = (0,)) -> str:
+        return git.output(
+            self._folder,
+            *arguments,
+            settings=_SETTINGS,
+            variables=git.ISOLATED,
+            input=input,
+            allowed=tuple(allowed),
+        )
+
+
+def _fields(text: str) -> list[str]:
+    return text.split("\0")[:-1]
