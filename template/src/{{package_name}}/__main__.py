@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from .app import create_app
 from .drain import Drain
 from .logs import configure_logging
-from .protocol import BoundedHeadProtocol
+from .protocol import BoundedProtocol, connection_limit
 from .settings import Settings
 from .threads import threads_left
 
@@ -52,7 +53,7 @@ def main() -> None:
         app,
         host=settings.host,
         port=settings.port,
-        http=BoundedHeadProtocol,
+        http=partial(BoundedProtocol, limit=connection_limit(settings.max_connections)),  # type: ignore[arg-type]
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=5,

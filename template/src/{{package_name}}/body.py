@@ -1,6 +1,7 @@
 """What the body of a request may cost: its size, its parsing, and the wait for its next piece."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -20,8 +21,15 @@ the largest size; stalled ones leave the room of the small ones alone.
 """
 
 LINGER_SECONDS = 5.0
-"""For the rest of a body that was refused. A client that still sends when its connection is closed
-never sees why.
+LINGER_SIZE = 8 * 1024 * 1024
+"""For the rest of a request that was answered before its end. A client that still sends when its
+connection is closed may never see the answer.
+"""
+
+SLOW_SECONDS = 10.0
+MIN_RATE = 500
+"""Bytes a second that a client sends on average, once it was waited for SLOW_SECONDS. Its longest
+pause counts for itself. (Apache's mod_reqtimeout asks for as much.)
 """
 
 
@@ -84,20 +92,20 @@ class Body:
         self.is_json = path not in limits.uploads
         self._receive, self._send = receive, send
         self._size = self._structure = 0
+        self._waited = self._longest_wait = 0.0
         self._complete = self._refused = self._answered = False
 
     async def receive(self) -> Message:
         if self._complete:  # what comes next is the client's disconnect, and that may take hours
             return await self._receive()
         try:
-            async with asyncio.timeout(self._limits.timeout_seconds):
-                message = await self._receive()
-        except TimeoutError:
+            message = await self._wait_for_piece()
+        except TimeoutError as error:
             if self._answered:
                 return {"type": "http.disconnect"}
             raise APIError(
                 status.HTTP_408_REQUEST_TIMEOUT,
-                f"Nothing of the body has arrived for {self._limits.timeout_seconds:g} seconds.",
+                str(error),
                 code="request_timeout",
                 headers={"Connection": "close"},
             ) from None
@@ -108,6 +116,24 @@ class Body:
             raise self.too_large()
         if self.is_json:
             self._count(piece)
+        return message
+
+    async def _wait_for_piece(self) -> Message:
+        """Raises TimeoutError, in one sentence, for a client that stalls or is too slow."""
+        started = time.monotonic()
+        silence = self._limits.timeout_seconds
+        try:
+            async with asyncio.timeout(silence):
+                message = await self._receive()
+        except TimeoutError:
+            late = f"Nothing of the body has arrived for {silence:g} seconds."
+            raise TimeoutError(late) from None
+        wait = time.monotonic() - started
+        self._waited += wait
+        self._longest_wait = max(self._longest_wait, wait)
+        slow = self._waited - self._longest_wait
+        if message.get("more_body") and slow > SLOW_SECONDS and self._size < MIN_RATE * slow:
+            raise TimeoutError(f"The body arrives with less than {MIN_RATE} bytes a second.")
         return message
 
     def _count(self, piece: bytes) -> None:
@@ -133,10 +159,16 @@ class Body:
             await self._send({**message, "more_body": True})
             with suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_SECONDS):
-                    while (await self._receive()).get("more_body", False):
-                        pass
+                    await self._skip_rest()
             message = {"type": "http.response.body"}
         await self._send(message)
+
+    async def _skip_rest(self) -> None:
+        size, more = 0, True
+        while more and size <= LINGER_SIZE:
+            message = await self._receive()
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
 
     def too_large(self) -> APIError:
         return self.refusal(f"The request body is too large. The limit is {self.limit} bytes.")
