@@ -281,7 +281,7 @@ def check(
         case Layout.GITHUB:
             typer.echo(output.to_github(report, path))
     for place, line, reason in report.unparsed:
-        typer.echo(f"{place}:{line} could not be read, and is not judged: {reason}", err=True)
+        typer.echo(output.unjudged(place, line, reason), err=True)
     if report.stale:
         typer.echo(
             f"{report.stale} findings of the baseline are gone: write it anew "

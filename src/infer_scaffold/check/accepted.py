@@ -6,6 +6,7 @@ baseline is a file with the findings of a day: those that come later are reporte
 
 import io
 import json
+import os
 import re
 import tokenize
 from collections import Counter
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from infer_scaffold import reading
 from infer_scaffold.check.model import Finding
 from infer_scaffold.errors import UserError
 
@@ -35,11 +37,15 @@ def known(code: str, finding: Finding, line: str) -> Known:
 
 
 def ignored(content: bytes) -> dict[int, frozenset[str]]:
-    """Return the codes that comments of a file accept, by line. The file has to parse."""
+    """Return the codes that comments of a file accept, by line.
+
+    The file has to parse, and to be in UTF-8, whatever a coding line says.
+    """
     if b"infer-scaffold:" not in content:
         return {}
     found: dict[int, frozenset[str]] = {}
-    for token in tokenize.tokenize(io.BytesIO(content).readline):
+    text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8")
+    for token in tokenize.generate_tokens(text.readline):
         match = _COMMENT.search(token.string) if token.type == tokenize.COMMENT else None
         if match:
             codes = frozenset(each.strip().upper() for each in match[1].split(","))
@@ -53,13 +59,14 @@ def read_baseline(folder: Path) -> Counter[Known]:
     """Read the baseline of a folder; one that is missing is empty. Raises UserError."""
     file = folder / BASELINE_FILE
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        if not os.path.lexists(file):
+            return Counter()
+        document = json.loads(reading.content(file).decode())
         return Counter(
-            Known(each["code"], each["path"], each["text"]) for each in document["findings"]
+            Known(str(each["code"]), str(each["path"]), str(each["text"]))
+            for each in document["findings"]
         )
-    except FileNotFoundError:
-        return Counter()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (reading.Unreadable, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} cannot be used; write it again with --write-baseline.") from error
 
 
@@ -69,9 +76,15 @@ def write_baseline(folder: Path, findings: Iterable[Known]) -> Path:
     entries = [
         {"code": each.code, "path": each.path, "text": each.text} for each in sorted(findings)
     ]
+    text = json.dumps({"findings": entries}, indent=2, ensure_ascii=False) + "\n"
     unfinished = file.with_suffix(".tmp")
-    unfinished.write_text(
-        json.dumps({"findings": entries}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    unfinished.replace(file)
+    try:
+        # Bytes of a name that are no text become what JSON has for them, such as \udcff.
+        unfinished.write_bytes(text.encode(errors="backslashreplace"))
+        unfinished.replace(file)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(
+            f"{file} cannot be written ({reading.reason(error)}); put that right."
+        ) from error
     return file

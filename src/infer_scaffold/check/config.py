@@ -1,5 +1,6 @@
 """What a project says about its own check: `[tool.infer-scaffold]` in its pyproject.toml."""
 
+import os
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from infer_scaffold.check.model import Profile
 from infer_scaffold.checklist import BY_CODE, matching
 from infer_scaffold.errors import UserError
+from infer_scaffold.reading import Unreadable, content, reason
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def load(
             "choose from profile, select, ignore, exclude."
         )
     if profile is None:
-        named = str(table.get("profile", Profile.DEFAULT))
-        if named not in list(Profile):
+        named = table.get("profile", Profile.DEFAULT)
+        if not isinstance(named, str) or named not in list(Profile):
             raise UserError(f"{where} profile: choose from {', '.join(Profile)}.")
         profile = Profile(named)
     codes = matching(
@@ -57,16 +59,20 @@ def load(
 
 
 def _nearest(path: Path) -> Path | None:
-    folder = path.resolve()
+    try:
+        folder = Path(os.path.realpath(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be found ({reason(error)}); give a folder.") from None
     found = (each / "pyproject.toml" for each in (folder, *folder.parents))
-    return next((file for file in found if file.is_file()), None)
+    return next((file for file in found if os.path.lexists(file)), None)
 
 
 def _table(file: Path) -> dict[str, object]:
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); correct it.") from error
+        document = tomllib.loads(content(file).decode())
+    except (Unreadable, ValueError, RecursionError) as error:
+        problem = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{file} cannot be read ({problem}); correct it.") from error
     tool = document.get("tool")
     table = tool.get("infer-scaffold", {}) if isinstance(tool, dict) else {}
     if not isinstance(table, dict):

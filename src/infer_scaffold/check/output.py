@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import typer
@@ -9,8 +10,10 @@ import typer
 from infer_scaffold.check.model import Finding, Judgement, Verdict
 from infer_scaffold.check.runner import Report
 from infer_scaffold.checklist import Severity
+from infer_scaffold.visible import shortened, visible
 
 _COLOURS = {Verdict.PASS: "green", Verdict.PARTIAL: "yellow", Verdict.FAIL: "red"}
+_LINE = 200  # characters of a source line
 _ANNOTATIONS = {Severity.HIGH: "error", Severity.MEDIUM: "warning", Severity.LOW: "notice"}
 
 
@@ -21,8 +24,8 @@ def to_text(report: Report, root: Path) -> str:
         for finding in judgement.findings:
             lines += [
                 _place(finding, judgement, root),
-                f"    | {report.lines[finding.path, finding.line].strip()}",
-                f"    {finding.fix}",
+                f"    | {shortened(report.lines[finding.path, finding.line].strip(), _LINE)}",
+                f"    {visible(finding.fix)}",
                 "",
             ]
     for judgement in report.judgements:
@@ -42,14 +45,23 @@ def _score(report: Report) -> str:
 
 
 def _place(finding: Finding, judgement: Judgement, root: Path) -> str:
-    place = f"{shown(finding.path, root)}:{finding.line}:{finding.column}"
-    return f"{typer.style(place, bold=True)}: {judgement.pattern.code} {finding.message}"
+    place = f"{visible(shown(finding.path, root))}:{finding.line}:{finding.column}"
+    return f"{typer.style(place, bold=True)}: {judgement.pattern.code} {visible(finding.message)}"
 
 
 def shown(path: Path, root: Path) -> str:
     """Return the path of a file below the checked folder, as seen from where the command runs."""
+    try:
+        current = Path.cwd()
+    except OSError:  # It was deleted.
+        return str(root / path)
     here = Path(os.path.abspath(root / path))
-    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
+    return str(here.relative_to(current) if here.is_relative_to(current) else here)
+
+
+def unjudged(path: Path, line: int, reason: str) -> str:
+    """Return a line about a file that could not be read."""
+    return f"{visible(str(path))}:{line} could not be read, and is not judged: {visible(reason)}"
 
 
 def to_json(report: Report) -> str:
@@ -82,7 +94,7 @@ def to_json(report: Report) -> str:
         ],
         "accepted": {"ignored": report.ignored, "baseline": report.baselined},
     }
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    return json.dumps(document, indent=2)
 
 
 def to_github(report: Report, root: Path) -> str:
@@ -107,7 +119,8 @@ def to_github(report: Report, root: Path) -> str:
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    lines = re.split(r"([\r\n])", text.replace("%", "%25"))
+    return "".join({"\r": "%0D", "\n": "%0A"}.get(each) or visible(each) for each in lines)
 
 
 def _property(text: str) -> str:

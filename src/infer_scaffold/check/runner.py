@@ -2,20 +2,26 @@
 
 import dataclasses
 import gc
+import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from infer_scaffold.check import accepted
 from infer_scaffold.check.config import Config
 from infer_scaffold.check.model import Finding, Judgement, Verdict
 from infer_scaffold.check.rules import RULES
 from infer_scaffold.check.service import Service
-from infer_scaffold.check.source import read
+from infer_scaffold.check.source import Source, read
 from infer_scaffold.checklist import BY_CODE
 from infer_scaffold.errors import UserError
+
+_LONGEST = 300  # seconds; five thousand files take half of it on a busy machine
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,9 @@ def check_all(path: Path, config: Config = Config()) -> Report:  # noqa: B008
 
     Raises UserError if there is no FastAPI service.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 - False, too, where nobody may look
         raise UserError(f"{path} is no folder; give the folder of a service.")
-    with _no_collection():
+    with _no_collection(), _in_time(path):
         source = read(path, config.exclude)
         service = Service(source)
         if not service.routes and not service.applications and not source.unparsed:
@@ -109,13 +115,13 @@ def check_all(path: Path, config: Config = Config()) -> Report:  # noqa: B008
         for code in (code for code in RULES if code in config.codes):
             verdict, findings = RULES[code](service, config.profile)
             judgements.append(Judgement(BY_CODE[code], verdict, findings))
-    return _placed(path, Report(judgements, source.unparsed))
+    return _placed(source, Report(judgements, source.unparsed))
 
 
-def _placed(root: Path, report: Report) -> Report:
+def _placed(source: Source, report: Report) -> Report:
     """Sort findings, count columns in characters, keep their lines, leave out the ignored."""
     files = {finding.path for each in report.unmet for finding in each.findings}
-    contents = {file: (root / file).read_bytes() for file in files}
+    contents = {each.path: each.content for each in source.modules if each.path in files}
     comments = {file: accepted.ignored(content) for file, content in contents.items()}
     # Python's own lines: str.splitlines knows more ends of lines than a compiler does.
     by_line = {file: content.splitlines() for file, content in contents.items()}
@@ -135,6 +141,29 @@ def _placed(root: Path, report: Report) -> Report:
         kept.sort(key=lambda each: (str(each.path), each.line, each.column))
         judgements.append(_with(judgement, kept))
     return dataclasses.replace(report, judgements=judgements, lines=lines, ignored=ignored)
+
+
+@contextmanager
+def _in_time(path: Path) -> Iterator[None]:
+    """Raise UserError for a service whose source keeps the rules busy without an end."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def stop(*_: object) -> NoReturn:
+        raise UserError(
+            f"{path} takes more than {_LONGEST} s to judge; "
+            "exclude what is generated, with exclude in [tool.infer-scaffold] of pyproject.toml."
+        )
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(_LONGEST)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html
 
 import hashlib
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,7 @@ def to_sarif(report: Report, root: Path) -> str:
     schema = (
         "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
     )
-    return json.dumps(
-        {"$schema": schema, "version": "2.1.0", "runs": [run]}, indent=2, ensure_ascii=False
-    )
+    return json.dumps({"$schema": schema, "version": "2.1.0", "runs": [run]}, indent=2)
 
 
 def _semantic() -> str:
@@ -96,7 +95,9 @@ def _result(
     entry = accepted.known(pattern.code, finding, line)
     identity = "\0".join((entry.code, entry.path, entry.text))
     seen[identity] += 1
-    digest = hashlib.sha256(f"{identity}\0{seen[identity]}".encode()).hexdigest()
+    digest = hashlib.sha256(
+        f"{identity}\0{seen[identity]}".encode(errors="surrogateescape")
+    ).hexdigest()
     region = _region(finding.line)
     region["region"] |= {"startColumn": finding.column, "snippet": {"text": line}}
     return {
@@ -112,7 +113,7 @@ def _result(
 
 def _location(path: Path, root: Path) -> dict[str, Any]:
     place = Path(shown(path, root))
-    uri = place.as_uri() if place.is_absolute() else quote(place.as_posix())
+    uri = place.as_uri() if place.is_absolute() else quote(os.fsencode(place.as_posix()))
     return {"artifactLocation": {"uri": uri}}
 
 

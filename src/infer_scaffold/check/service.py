@@ -104,15 +104,20 @@ class Service:
         direct = self._is_application(module, receiver, enclosing)
         return [Route(methods, text, function, direct)]
 
+    @cached_property
+    def _made(self) -> dict[tuple[Module, str], list[ast.Call]]:
+        """The calls that the names of each module are given."""
+        found: dict[tuple[Module, str], list[ast.Call]] = {}
+        for module in self.source.modules:
+            for node in module.of(ast.Assign):
+                if isinstance(node.value, ast.Call):
+                    for target in node.targets:
+                        found.setdefault((module, module.resolve(target)), []).append(node.value)
+        return found
+
     def _prefix(self, module: Module, name: str) -> str:
-        for node in module.of(ast.Assign):
-            if isinstance(node.value, ast.Call) and (
-                any(module.resolve(target) == name for target in node.targets)
-            ):
-                prefix = argument(node.value, None, "prefix")
-                if prefix is not None:
-                    return path_text(prefix)
-        return ""
+        given = (argument(call, None, "prefix") for call in self._made.get((module, name), ()))
+        return next((path_text(prefix) for prefix in given if prefix is not None), "")
 
     def _is_application(self, module: Module, name: str, enclosing: Function | None) -> bool:
         """Whether a name is an application here: made as one, or handed in as one."""
@@ -120,13 +125,10 @@ class Service:
             names = [parameter.arg for parameter, _ in parameters(enclosing.node)]
             if name in names:
                 return self._gets_application(enclosing, names.index(name), name)
-        made = {
-            module.resolve(target)
-            for node in module.of(ast.Assign)
-            if isinstance(node.value, ast.Call) and (module, node.value) in self._application_set
-            for target in node.targets
-        }
-        return name in made or name.rpartition(".")[2] == "app"
+        made = self._made.get((module, name), ())
+        return name.rpartition(".")[2] == "app" or any(
+            (module, call) in self._application_set for call in made
+        )
 
     def _gets_application(self, function: Function, position: int, name: str) -> bool:
         wanted = f"{function.module.name}.{function.node.name}"

@@ -1,17 +1,21 @@
 """Python source as an index: modules, functions, classes, and what names in them stand for."""
 
 import ast
+import io
 import os
 import re
+import tokenize
 import warnings
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from pathspec import GitIgnoreSpec
+from infer_scaffold.check.exclude import Excluded
+from infer_scaffold.errors import UserError
+from infer_scaffold.reading import Unreadable, content, reason
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 Scope = Definition | ast.Lambda | ast.ClassDef | ast.ExceptHandler
@@ -27,6 +31,10 @@ _MATTERS = re.compile(
     rb"|event-stream|EventSourceResponse|StreamingResponse|\[DONE\]"
 )
 _IMPORT_HOPS = 2
+_DEEPEST = 200  # nodes inside of each other: people write 40, and rules walk by recursion
+_REMEMBERED = 200_000  # bytes of a file whose tree is kept for the next service
+# Encodings whose decoding takes time that grows with the square of the length.
+_SLOW_ENCODINGS = {"punycode", "idna"}
 _SKIPPED = {"tests", "test", "testing", "node_modules", "site-packages", "build", "dist", "venv"}
 
 
@@ -35,6 +43,8 @@ class Syntax:
     """The tree of a file, whatever the file is called."""
 
     tree: ast.Module
+    depth: int = 0
+    """How many nodes stand in each other, once `parents` is known."""
 
     @cached_property
     def parents(self) -> dict[ast.AST, ast.AST]:
@@ -42,6 +52,7 @@ class Syntax:
         found: dict[ast.AST, ast.AST] = {}
         level: list[ast.AST] = [self.tree]
         while level:
+            self.depth += 1
             below: list[ast.AST] = []
             for node in level:
                 # ast.iter_child_nodes, without its generators: half of all time goes in here.
@@ -70,10 +81,14 @@ class Syntax:
 
 @dataclass(eq=False)
 class Module:
-    """One parsed file. `path` is relative to the checked folder, `name` is dotted."""
+    """One parsed file. `path` is relative to the checked folder, `name` is dotted.
+
+    `content` is in UTF-8, whatever the file is in.
+    """
 
     path: Path
     name: str
+    content: bytes
     syntax: Syntax
     package: bool
 
@@ -166,6 +181,8 @@ class Source:
 
     modules: list[Module]
     unparsed: list[tuple[Path, int, str]] = field(default_factory=list)
+    _given: dict[int, dict[str, ast.expr]] = field(default_factory=dict)
+    """What names are given first, by the identity of the statements: trees live as long."""
 
     @cached_property
     def functions(self) -> dict[str, Function]:
@@ -244,7 +261,7 @@ class Source:
             for parameter in (*inside.args.posonlyargs, *inside.args.args, *inside.args.kwonlyargs):
                 if parameter.arg == node.id:
                     return self._annotated(module, parameter.annotation)
-            made = _assigned(inside.body, node.id)
+            made = self._assigned(inside.body, node.id)
             if made is not None:
                 return self._maker(module, made)
         origin, _, member = self.canonical(module, node).rpartition(".")
@@ -254,10 +271,19 @@ class Source:
         """Return what a name is given at the top of its module, if it is the project's own."""
         origin, _, member = self.canonical(module, node).rpartition(".")
         found = self.by_name.get(origin)
-        return _assigned(found.tree.body, member) if found else None
+        return self._assigned(found.tree.body, member) if found else None
+
+    def _assigned(self, body: list[ast.stmt], target: str) -> ast.expr | None:
+        """What a name is given first in some statements, or in the blocks among them."""
+        found = self._given.get(id(body))
+        if found is None:
+            found = self._given[id(body)] = {}
+            for name, value in _assignments(body):
+                found.setdefault(name, value)
+        return found.get(target)
 
     def _global(self, module: Module | None, name: str) -> str:
-        made = _assigned(module.tree.body, name) if module else None
+        made = self._assigned(module.tree.body, name) if module else None
         return self._maker(module, made) if module and made is not None else ""
 
     def _attribute(self, module: Module, owner: ast.ClassDef, name: str) -> str:
@@ -266,7 +292,7 @@ class Source:
             if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == name:
                 return self._annotated(module, statement.annotation)
             if isinstance(statement, Definition):
-                made = _assigned(statement.body, f"self.{name}")
+                made = self._assigned(statement.body, f"self.{name}")
                 if isinstance(made, ast.Name):
                     return self.made_by(module, made, None, statement)
                 if made is not None:
@@ -302,33 +328,67 @@ def read(root: Path, exclude: Iterable[str] = ()) -> Source:
     """Parse the Python files below a folder, without tests, environments and builds.
 
     Every file has to parse. Kept are those that may say something about a service, and what they
-    import.
+    import. Raises UserError for a folder that cannot be read.
     """
     source = Source([])
-    excluded = GitIgnoreSpec.from_lines(exclude)
-    others: dict[str, tuple[Path, bytes]] = {}
-    for path in _files(root):
+    excluded = Excluded(exclude)
+    others: dict[str, Path] = {}
+    for path, problem in python_files(root):
         relative = path.relative_to(root)
-        if excluded.match_file(relative):
+        if relative in excluded:
             continue
-        content = path.read_bytes()
+        if problem and path == root:
+            raise UserError(f"{root} cannot be read ({problem}); give a folder that can.")
         try:
-            if _MATTERS.search(content):
-                source.modules.append(_module(relative, root, content))
+            if problem:
+                raise Unreadable(problem)
+            text = _utf8(content(path))
+            if _MATTERS.search(text):
+                source.modules.append(_module(relative, root, text))
             else:
-                _require_syntax(content)
-                others[_dotted(relative, root)] = relative, content
-        except (SyntaxError, ValueError, RecursionError) as error:
-            line = getattr(error, "lineno", None) or 1
-            source.unparsed.append((relative, line, getattr(error, "msg", None) or str(error)))
+                _require_syntax(text)
+                others[_dotted(relative, root)] = relative
+        except _UNJUDGED as error:
+            source.unparsed.append(_unparsed(relative, error))
     edge = source.modules
     for _ in range(_IMPORT_HOPS):
         wanted = {name for module in edge for each in module.imported for name in _parents(each)}
         found = [name for name in others if any(end in wanted for end in _endings(name))]
-        edge = [_module(path, root, content) for path, content in map(others.pop, found)]
+        edge = []
+        for relative in map(others.pop, found):
+            try:
+                edge.append(_module(relative, root, _utf8(content(root / relative))))
+            except _UNJUDGED as error:
+                source.unparsed.append(_unparsed(relative, error))
         source.modules = [*source.modules, *edge]
     source.modules.sort(key=lambda module: module.path)
     return source
+
+
+_UNJUDGED = (SyntaxError, ValueError, LookupError, RecursionError, MemoryError, Unreadable)
+
+
+def _unparsed(path: Path, error: Exception) -> tuple[Path, int, str]:
+    """A file that is not judged: its path, the line, the reason."""
+    if isinstance(error, RecursionError | MemoryError):
+        return path, 1, "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return path, line, f"it is not in {error.encoding}"
+    return path, getattr(error, "lineno", None) or 1, getattr(error, "msg", None) or reason(error)
+
+
+def _utf8(written: bytes) -> bytes:
+    """A file in UTF-8, read as Python reads it: by its mark or its coding line, PEP 263.
+
+    Raises SyntaxError, LookupError or ValueError.
+    """
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(written).readline)
+    if encoding == "utf-8":
+        return written
+    if encoding.replace("_", "-") in _SLOW_ENCODINGS:
+        raise SyntaxError(f"{encoding} is no encoding for source")
+    return written.decode(encoding).encode()
 
 
 def _parents(name: str) -> Iterator[str]:
@@ -344,8 +404,11 @@ def _endings(name: str) -> Iterator[str]:
         name = name.partition(".")[2]
 
 
-def _module(path: Path, root: Path, content: bytes) -> Module:
-    return Module(path, _dotted(path, root), _parse(content), path.name == "__init__.py")
+def _module(path: Path, root: Path, text: bytes) -> Module:
+    syntax = _parse(text) if len(text) <= _REMEMBERED else Syntax(_tree(text))
+    if syntax.parents and syntax.depth > _DEEPEST:
+        raise RecursionError
+    return Module(path, _dotted(path, root), text, syntax, path.name == "__init__.py")
 
 
 def _dotted(path: Path, root: Path) -> str:
@@ -354,49 +417,66 @@ def _dotted(path: Path, root: Path) -> str:
         parts = parts[1:]
     if parts[-1] == "__init__":
         parts = parts[:-1]
-    return ".".join(parts) or root.resolve().name
+    return ".".join(parts) or Path(os.path.realpath(root)).name
+
+
+def _require_syntax(text: bytes) -> None:
+    """Raise SyntaxError, ValueError, RecursionError or MemoryError if it does not parse."""
+    if len(text) <= _REMEMBERED:
+        _parses(text)
+    else:
+        _tree(text)
 
 
 @lru_cache(maxsize=512)
-def _require_syntax(content: bytes) -> None:
-    """Raise SyntaxError, ValueError or RecursionError if it does not parse."""
-    _tree(content)
+def _parses(text: bytes) -> None:
+    _tree(text)
 
 
 # Most files of a fleet are the same bytes in all of its services.
 @lru_cache(maxsize=512)
-def _parse(content: bytes) -> Syntax:
-    return Syntax(_tree(content))
+def _parse(text: bytes) -> Syntax:
+    return Syntax(_tree(text))
 
 
-def _tree(content: bytes) -> ast.Module:
+def _tree(text: bytes) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an odd escape in somebody's text is not ours to report
-        return ast.parse(content)
+        # As a text: a coding line no longer holds.
+        return ast.parse(text.decode())
 
 
-def _files(root: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(
-            name for name in folders if name not in _SKIPPED and not name.startswith((".", "__py"))
-        )
-        for name in sorted(names):
-            if name.endswith(".py") and not name.startswith("test_") and name != "conftest.py":
-                yield Path(folder, name)
+def python_files(root: Path) -> Iterator[tuple[Path, str]]:
+    """The files that may be a service's source, and the folders that cannot be read, with why."""
+    pending = [root]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            yield folder, reason(error)
+            continue
+        below = []
+        for entry in found:
+            name = entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if name not in _SKIPPED and not name.startswith((".", "__py")):
+                    below.append(folder / name)
+            elif name.endswith(".py") and not name.startswith("test_") and name != "conftest.py":
+                yield folder / name, ""
+        pending += reversed(below)
 
 
-def _assigned(body: list[ast.stmt], target: str) -> ast.expr | None:
-    """What a name is given in some statements, or in the blocks among them."""
+def _assignments(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
+    """What names are given in some statements, and in the blocks among them, in their order."""
     for statement in body:
         if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            if any(_dotted_name(each) == target for each in targets):
-                return statement.value
+            for each in targets:
+                yield _dotted_name(each), statement.value
         elif isinstance(statement, ast.If | ast.With | ast.AsyncWith | ast.Try):
-            found = _assigned(statement.body, target)
-            if found is not None:
-                return found
-    return None
+            yield from _assignments(statement.body)
 
 
 def _dotted_name(node: ast.expr) -> str:
@@ -407,9 +487,9 @@ def _dotted_name(node: ast.expr) -> str:
 
 def body_nodes(node: Scope) -> Iterator[ast.AST]:
     """Walk what runs when a function runs: its body, without functions and classes inside."""
-    pending: list[ast.AST] = list(node.body) if isinstance(node.body, list) else [node.body]
+    pending: deque[ast.AST] = deque(node.body if isinstance(node.body, list) else [node.body])
     while pending:
-        current = pending.pop(0)
+        current = pending.popleft()
         yield current
         if isinstance(current, Definition | ast.Lambda | ast.ClassDef):
             continue
