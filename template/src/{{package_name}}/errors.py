@@ -112,11 +112,14 @@ def from_model_error(error: model_errors.ModelError) -> APIError:
                 headers={"x-should-retry": "false"},
             )
         case _:
+            headers = {"Retry-After": str(getattr(error, "retry_after", 1))}
+            if getattr(error, "permanent", False):
+                headers["x-should-retry"] = "false"
             return APIError(
                 status.HTTP_503_SERVICE_UNAVAILABLE,
                 message,
                 code="model_unavailable",
-                headers={"Retry-After": str(getattr(error, "retry_after", 1))},
+                headers=headers,
             )
 
 

@@ -102,7 +102,7 @@ class ChatModel(Model):
     @classmethod
     def load(cls, source: str, device: Device, settings: Settings) -> Self:
         """Reads the weights and starts the engine. Blocks."""
-        folder = local_folder(source)
+        folder = local_folder(source, "INFER_CHAT_MODEL")
         with LOADING:
             from .loading import load_chat_model  # imports torch and transformers
 

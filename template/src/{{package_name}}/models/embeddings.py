@@ -63,7 +63,7 @@ class EmbeddingsModel(Model):
     @classmethod
     def load(cls, source: str, device: Device, settings: Settings) -> Self:
         """Reads the weights and starts the threads. Blocks."""
-        folder = local_folder(source)
+        folder = local_folder(source, "INFER_EMBEDDINGS_MODEL")
         with LOADING:
             from .encoder import Encoder  # imports torch and transformers
 

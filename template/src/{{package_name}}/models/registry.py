@@ -15,7 +15,7 @@ from typing import TypeVar
 from ..threads import collector_paused, run_in_thread
 from .base import Model, ModelSpec
 from .device import Device
-from .errors import LoadFailed, Unavailable, UnknownModel
+from .errors import LoadFailed, SourceError, Unavailable, UnknownModel
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +44,20 @@ class Entry:
     """Attempts to load it that failed, since the last one that did not"""
     retry_at: float = 0.0
     """When the next attempt is due, on the monotonic clock"""
+    reason: str = ""
+    """The end of a sentence for clients: why the last attempt failed, if that may be told"""
+    permanent: bool = False
+    """The next attempt will fail as well, unless somebody changes something"""
 
     @property
     def dead(self) -> bool:
         return self.model is not None and not self.model.alive
 
-    def failed(self) -> None:
-        """Puts the next attempt off, twice as long each time."""
+    def failed(self, error: Exception) -> None:
+        """Keeps the reason, and puts the next attempt off, twice as long each time."""
+        known = error if isinstance(error, SourceError) else None
+        self.reason = known.reason if known else ""
+        self.permanent = known is not None and known.permanent
         # The exponent is bounded too: a float has no room for 2 ** 1024.
         pause = min(FIRST_PAUSE * 2 ** min(self.failures, 10), LONGEST_PAUSE)
         self.failures += 1
@@ -184,9 +191,9 @@ class ModelRegistry:
             started = time.monotonic()
             model = await run_in_thread(partial(self._load_blocking, spec))
         except Exception as error:
-            logger.exception("loading %s failed", spec.id)
+            log_failure(entry, error)
             drop_locals(error)
-            entry.failed()
+            entry.failed(error)
             raise load_failed(entry) from error
         finally:
             entry.loading = None
@@ -224,7 +231,26 @@ class ModelRegistry:
 
 def load_failed(entry: Entry) -> LoadFailed:
     seconds = math.ceil(max(1.0, entry.retry_at - time.monotonic()))
-    return LoadFailed(f"The model {entry.spec.id!r} could not be loaded.", retry_after=seconds)
+    name = f"{entry.spec.model_class.type} model {entry.spec.id!r}"
+    why = f": {entry.reason}" if entry.reason else ""
+    return LoadFailed(
+        f"The {name} could not be loaded{why}.", retry_after=seconds, permanent=entry.permanent
+    )
+
+
+def log_failure(entry: Entry, error: Exception) -> None:
+    """One line each time. The way out and an unexpected error's traceback: the first time alone."""
+    name = f"{entry.spec.model_class.type} model {entry.spec.id}"
+    known = isinstance(error, SourceError)
+    again = entry.failures > 0 and entry.reason == getattr(error, "reason", "")
+    if again:
+        logger.error("loading the %s failed again, attempt %d", name, entry.failures + 1)
+    else:
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        line = " ".join(text.split())
+        logger.error("loading the %s failed: %s", name, line, exc_info=None if known else error)
+    if known or again:
+        logger.debug("where it failed", exc_info=error)
 
 
 def shutting_down() -> Unavailable:
