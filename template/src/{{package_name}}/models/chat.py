@@ -12,7 +12,7 @@ from ..settings import Settings
 from .admission import Admission
 from .base import Model
 from .device import Device
-from .errors import ContextExceeded, DeadlineExceeded, InvalidInput
+from .errors import ContextExceeded, DeadlineExceeded, InvalidInput, Overloaded
 from .output import Chunk, FinishReason, SequenceReader, Vocabulary
 from .params import ChatOptions, SamplingOptions, SamplingParams
 from .prompt import Conversation, PromptEncoder
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from .grammar import Grammar, GrammarCompiler
+
+MAX_GRAMMARS = 16
+"""Requests whose grammars are compiled or wait for it; most are found in a cache"""
 
 
 class Answer:
@@ -98,6 +101,9 @@ class ChatModel(Model):
         marks = f"{layout.prefix}{layout.suffix}" if layout else ""
         self._vocabulary = Vocabulary(tokenizer, visible=marks)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        # Compiling one can take seconds, in which those without a grammar must not wait.
+        self._grammar_executor = ThreadPoolExecutor(2, thread_name_prefix="grammar")
+        self._grammars_waiting = 0
 
     @classmethod
     def load(cls, source: str, device: Device, settings: Settings) -> Self:
@@ -129,23 +135,32 @@ class ChatModel(Model):
     def unload(self) -> None:
         self._engine.stop()
         self._executor.shutdown(cancel_futures=True)
+        self._grammar_executor.shutdown(cancel_futures=True)
 
     async def answer(
         self, conversation: Conversation, options: ChatOptions, resources: AsyncExitStack
     ) -> Answer:
         """Queues a request. Closing `resources` frees all that it holds.
 
-        Raises InvalidInput, Overloaded or Unavailable, and all of it before a token is generated.
+        Raises InvalidInput, Overloaded, Unavailable or DeadlineExceeded, and all of it before a
+        token is generated.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_seconds
         # Before any work: what is refused has cost nothing.
         answer_tokens = options.max_tokens or self._default_max_tokens
         estimate = (conversation.estimated_tokens + answer_tokens) * options.n
         place = resources.enter_context(self._admission.enter(estimate, options.n))
-        prompt, params = await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._prepare, conversation, options
-        )
+        try:
+            async with asyncio.timeout_at(deadline):
+                grammar = await self._compile_grammar(options)
+                prompt, params = await loop.run_in_executor(
+                    self._executor, self._prepare, conversation, options, grammar
+                )
+        except TimeoutError as error:
+            raise self._late() from error
         place.tokens = (len(prompt) + params[0].max_tokens) * options.n
-        stream = resources.enter_context(self._generate(prompt, params))
+        stream = resources.enter_context(self._generate(prompt, params, deadline))
         readers = [
             SequenceReader(
                 index,
@@ -161,21 +176,36 @@ class ChatModel(Model):
 
     @contextmanager
     def _generate(
-        self, prompt: list[int], params: Sequence[SamplingParams]
+        self, prompt: list[int], params: Sequence[SamplingParams], deadline: float
     ) -> Iterator[TokenStream]:
         """Leaving the block frees the request's places in the batch."""
         stream = self._engine.submit(prompt, params)
-        late = DeadlineExceeded(f"The answer took longer than {self._timeout_seconds:g} seconds.")
-        loop = asyncio.get_running_loop()
-        deadline = loop.call_later(self._timeout_seconds, stream.fail, late)
+        timer = asyncio.get_running_loop().call_at(deadline, stream.fail, self._late())
         try:
             yield stream
         finally:
-            deadline.cancel()
+            timer.cancel()
             self._engine.cancel(stream)
 
+    def _late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"The answer took longer than {self._timeout_seconds:g} seconds.")
+
+    async def _compile_grammar(self, options: ChatOptions) -> "Grammar | None":
+        """Raises InvalidInput or Overloaded."""
+        if not options.tools and options.schema is None:
+            return None
+        if self._grammars_waiting >= MAX_GRAMMARS:
+            raise Overloaded("Too many schemas wait to be compiled.")
+        self._grammars_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._grammar_executor, self._grammar, options
+            )
+        finally:
+            self._grammars_waiting -= 1
+
     def _prepare(
-        self, conversation: Conversation, options: ChatOptions
+        self, conversation: Conversation, options: ChatOptions, grammar: "Grammar | None"
     ) -> tuple[list[int], list[SamplingParams]]:
         """The prompt's tokens and the parameters of each sequence. Blocks. Raises InvalidInput."""
         prompt = self._prompts.encode(conversation)
@@ -187,7 +217,6 @@ class ChatModel(Model):
         vocabulary = self._engine.vocabulary
         if any(token >= vocabulary for token in sampling.get("logit_bias", ())):
             raise InvalidInput(f"logit_bias: tokens go from 0 to {vocabulary - 1}", "logit_bias")
-        grammar = self._grammar(options)
         seed = random.getrandbits(63) if options.seed is None else options.seed
         # Answer 0 is the one that a request for a single answer with this seed would get.
         seeds = [seed, *(random.Random(f"{seed}/{i}").getrandbits(63) for i in range(1, options.n))]

@@ -15,9 +15,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
+from .grammar_trial import compiled, survives_trial
 from .tools import Tool, ToolLayout
 
 if TYPE_CHECKING:
@@ -33,14 +34,6 @@ WHITESPACE = {
     "whitespace_flexible": False,
 }
 
-# Whoever writes a schema can make it as hard as these allow, so they bound what one request costs:
-# seconds of a compiling thread, milliseconds of the inference thread at each of its steps.
-LIMITS = LLParserLimits(
-    initial_lexer_fuel=500_000,
-    step_lexer_fuel=50_000,
-    max_lexer_states=50_000,
-    verbose_errors=False,
-)
 MAX_LENGTH = 131_072
 """Characters of a grammar, which are mostly those of its schemas"""
 MAX_DEPTH = 100
@@ -115,6 +108,8 @@ class GrammarCompiler:
         self._vocabulary = vocabulary
         self._eos_token_ids = list(eos_token_ids)
         self._cache: OrderedDict[str, Grammar] = OrderedDict()
+        self._too_costly: dict[str, None] = {}
+        """The latest that failed their trial, the oldest first"""
         self._lock = threading.Lock()
 
     @cached_property
@@ -213,12 +208,12 @@ class GrammarCompiler:
             if grammar := self._cache.get(rules):
                 self._cache.move_to_end(rules)
                 return grammar
-        # Forcing looks far ahead for text without alternatives, which can take seconds.
-        options = json.dumps({"no_forcing": True})
-        start = LLMatcher(
-            self._tokenizer, f"%llguidance {options}\n{rules}", log_level=0, limits=LIMITS
-        )
-        start.compute_bitmask()  # the first step is the slowest, and shows what has no end
+        if rules in self._too_costly or not survives_trial(rules):
+            self._too_costly[rules] = None
+            if len(self._too_costly) > CACHE_SIZE:
+                del self._too_costly[next(iter(self._too_costly))]
+            raise ValueError("The schema is too complex.")
+        start = compiled(self._tokenizer, rules)
         if start.is_error():
             raise ValueError(explain(start.get_error()))
         grammar = Grammar(start)

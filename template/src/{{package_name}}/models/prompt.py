@@ -1,15 +1,18 @@
 """From a conversation to the prompt's tokens, by the model's own chat template."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .errors import ContextExceeded, InvalidInput
+from .errors import ContextExceeded, InvalidInput, Unavailable
 from .tools import ToolLayout, read_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
 
 PROBE_TOOL = {
     "type": "function",
@@ -80,7 +83,8 @@ class PromptEncoder:
     def encode(self, conversation: Conversation) -> list[int]:
         """The prompt's tokens. Blocks.
 
-        Raises InvalidInput when the template refuses the messages, or for far too many of them.
+        Raises InvalidInput when the template refuses the messages, or for far too many of them;
+        Unavailable when the template does not work.
         """
         try:
             text = self._render_strictly(conversation)
@@ -89,6 +93,8 @@ class PromptEncoder:
             try:
                 text = self._render_strictly(with_objects(conversation))
             except Exception:
+                if self._is_broken:
+                    raise Unavailable("The model's chat template does not work.") from error
                 raise InvalidInput(
                     f"The model's chat template refuses these messages: {error}", "messages"
                 ) from error
@@ -96,7 +102,23 @@ class PromptEncoder:
             however = f"the messages have {len(text)} characters, more than so many tokens can hold"
             raise ContextExceeded(self._max_length, however, "messages")
         # The template writes the special tokens itself.
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        tokens = list(self._tokenizer.encode(text, add_special_tokens=False))
+        if not tokens:  # which no engine can continue
+            message = "The model's chat template makes an empty prompt of these messages."
+            raise InvalidInput(message, "messages")
+        return tokens
+
+    @cached_property
+    def _is_broken(self) -> bool:
+        """Whether the template fails at the plainest question, other than by refusing it."""
+        from jinja2 import TemplateError
+
+        try:
+            self._render(Conversation([{"role": "user", "content": "q"}]), True)
+        except Exception as error:
+            logger.exception("the chat template does not work")
+            return type(error) is not TemplateError  # which templates raise themselves
+        return False
 
     def _render_strictly(self, conversation: Conversation) -> str:
         text = self._render(conversation, True)
