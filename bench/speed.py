@@ -19,7 +19,7 @@ from pathlib import Path
 
 import transformers
 
-from infer_scaffold import history
+from infer_scaffold import generate, git, history
 
 ROUNDS = 7
 FLEET = 200
@@ -59,6 +59,16 @@ def boot(project: Path) -> float:
         taken = time.perf_counter() - started
         server.kill()
     return taken
+
+
+def make_old(folder: Path) -> Path:
+    """Commit a project of the first release with a change of its owner's."""
+    oldest = history.versions()[0]
+    source, project = history.unpack(oldest, folder / "old-template"), folder / "old"
+    generate.render({"project_name": "myserver"}, project, source=source, tag=history.tag(oldest))
+    (project / "notes.md").write_text("Ours.\n")
+    git.make_repository(project, "Generate")
+    return project
 
 
 def make_fleet(project: Path, folder: Path) -> None:
@@ -117,12 +127,19 @@ def main() -> None:
         subprocess.run([*new_project, "--no-git"], check=True, capture_output=True)
         fleet = Path(folder) / "fleet"
         make_fleet(project, fleet)
+        old = make_old(Path(folder))
         large = Path(folder) / "large"
         files = make_large(project, large)
         measured: dict[str, tuple[Callable[[], float], str]] = {
             "`infer-scaffold --help`": (help_, "without importing copier"),
             "`infer-scaffold new myserver --yes`, git included": (new, "1 s"),
             "boot of the full service, no model loaded": (lambda: boot(project), "1 s"),
+            f"`infer-scaffold update --dry-run` from {history.versions()[0]}": (
+                lambda: seconds(
+                    sys.executable, "-m", "infer_scaffold", "update", str(old), "--dry-run"
+                ),
+                "2 s",
+            ),
             f"`infer-scaffold status` of {FLEET} full services": (lambda: status(fleet), "10 s"),
             "`infer-scaffold check` of the full service": (
                 lambda: seconds(sys.executable, "-m", "infer_scaffold", "check", str(project)),

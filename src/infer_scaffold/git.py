@@ -158,6 +158,7 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
         if not name.startswith("GIT_") or name in _KEPT_ENVIRONMENT
     }
     kept["LC_ALL"] = "C"  # its messages are read
+    kept["GIT_LITERAL_PATHSPECS"] = "1"  # a folder may be called ":(top)" or "[a]*"
     settings = {**_SETTINGS, **settings}
     kept["GIT_CONFIG_COUNT"] = str(len(settings))
     for number, (key, value) in enumerate(settings.items()):

@@ -62,10 +62,10 @@ class Store:
         )
         return self.entries(self._git("write-tree").strip())
 
-    def entries(self, tree: str) -> Entries:
-        """Return the files of a tree or commit."""
+    def entries(self, tree: str, *folder: str) -> Entries:
+        """Return the files of a tree or commit, or those below a folder of it."""
         found = {}
-        for line in _fields(self._git("ls-tree", "-r", "-z", tree)):
+        for line in _fields(self._git("ls-tree", "-r", "-z", tree, "--", *folder)):
             described, _, path = line.partition("\t")
             mode, _, name = described.split()
             found[path] = f"{mode} {name}"

@@ -167,13 +167,14 @@ def prepare(
         head = git.output(work_tree, "rev-parse", "HEAD").strip()
         format_ = git.output(work_tree, "rev-parse", "--show-object-format").strip()
         store = Store(Path(temporary, "store"), _git_path(work_tree, "objects"), format_)
-        ours = _below(folder, store.entries(head))
+        prefix = "" if folder == "." else f"{folder}/"
+        found = store.entries(head, *([prefix] if prefix else []))
+        ours = {path.removeprefix(prefix): entry for path, entry in found.items()}
         if ANSWERS_FILE not in ours:
             raise UserError(f"{path} is not committed to {work_tree}; commit it before an update.")
         base, theirs = _sides(store, project, target, answers, questions, Path(temporary))
         owned = _owned(Path(temporary))
         outcome = merge(store, base, ours, theirs, owned)
-        prefix = "" if folder == "." else f"{folder}/"
         changed = {
             prefix + path: outcome.files.get(path, "")
             for path in ours.keys() | outcome.files.keys()
@@ -258,17 +259,6 @@ def _require_whole(work_tree: Path, path: Path, folder: str) -> None:
                 f"git is told to assume that {name} is unchanged; "
                 "run `git update-index --no-assume-unchanged` for it before an update."
             )
-
-
-def _below(folder: str, entries: Entries) -> Entries:
-    if folder == ".":
-        return entries
-    prefix = f"{folder}/"
-    return {
-        path.removeprefix(prefix): entry
-        for path, entry in entries.items()
-        if path.startswith(prefix)
-    }
 
 
 def _sides(

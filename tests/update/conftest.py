@@ -12,6 +12,8 @@ from infer_scaffold import generate, git, history, template
 from tests.update.edits import PACKAGE
 
 NEXT = Version("99.0")
+# The default model has changed since; a project keeps what it was made with.
+MADE_WITH = {"project_name": PACKAGE, "chat_model": "google/gemma-3-270m-it"}
 Render = Callable[..., Path]
 
 
@@ -37,7 +39,7 @@ def render(templates: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Render]
         kept = templates / "renderings" / f"{version}-{answers}"
         if not kept.exists():
             generate.render(
-                {"project_name": PACKAGE, **answers},
+                {**MADE_WITH, **answers},
                 kept,
                 source=templates / str(version),
                 tag=history.tag(version),

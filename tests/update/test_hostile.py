@@ -547,7 +547,7 @@ def test_a_renamed_project(render: Render, tmp_path: Path) -> None:
 # Names and places.
 
 NAMES = ["größe", "a b", 'quo"te', "tab\tbreak\nbell\a", "-dash", "co:lon;semi", "$(touch x)`'"]
-NAMES += [os.fsdecode(b"latin-\xe4"), "[glob]*", "日本語", "\\back\\slash"]
+NAMES += [os.fsdecode(b"latin-\xe4"), "[glob]*", ":(top)x", "日本語", "\\back\\slash"]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)

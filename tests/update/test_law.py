@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from infer_scaffold import git, history, update
+from infer_scaffold import git, history, questions, template, update
 from infer_scaffold.update import Kind
 from tests.update.conftest import NEXT, Render, commit, files
 from tests.update.edits import EDITS, Edit, change
@@ -58,7 +58,10 @@ def test_endpoints_come_and_go_while_the_version_rises(render: Render, tmp_path:
     with update.prepare(project, [], answers) as prepared:
         assert prepared is not None
         prepared.apply()
-    assert_same(project, render(tmp_path / "wanted", **answers))
+    # A question that is asked for the first time gets today's default.
+    defaults = {question.name: question.default for question in questions.load(template.root())}
+    wanted = render(tmp_path / "wanted", **answers, chat_model=defaults["chat_model"])
+    assert_same(project, wanted)
 
 
 @pytest.mark.parametrize("name", ["sse.py", "middleware.py", "models/batching.py"])
