@@ -1,8 +1,10 @@
 """The tests of a generated project pass, and need no network."""
 
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,26 @@ def test_the_generated_tests_pass_offline(name: str, offline: Path, tmp_path: Pa
     result = run(project, offline, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_settings_of_one_s_own_break_no_test(offline: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    generate.render({"project_name": "myserver", **PRESETS["minimal"]}, project)
+    module = project / "src" / "myserver" / "custom_settings.py"
+    example = re.search(r"^    from pydantic import.*?(?=^\"\"\")", module.read_text(), re.M | re.S)
+    assert example is not None
+    # What the file says, and a field without a word on it.
+    module.write_text(textwrap.dedent(example[0]) + "    times: int = 3\n")
+
+    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not own_model")
+    result = run(project, offline, *arguments, "tests/test_settings.py", "tests/test_readme.py")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+    script = "from myserver.settings import Settings, misspelt; s = Settings(); print("
+    script += "s.greeting, s.times, list(misspelt()))"
+    (project / ".env").write_text("INFER_GREETING=hi\nINFER_TIMES=4\nINFER_TIME=5\n")
+    said = run(project, offline, "-c", script).stdout
+    assert said == "hi 4 ['there is no setting INFER_TIME; did you mean INFER_TIMES?']\n"
 
 
 def test_offline_is_offline(offline: Path, tmp_path: Path) -> None:

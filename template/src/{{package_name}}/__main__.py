@@ -13,9 +13,12 @@ from pydantic import ValidationError
 from .app import create_app
 from .drain import Drain
 from .logs import configure_logging
+from .models.device import Device
 from .protocol import BoundedProtocol, connection_limit
-from .settings import Settings
+from .settings import DEVICES, Settings, misspelt
 from .threads import threads_left
+
+logger = logging.getLogger(__name__)
 
 
 class DrainingServer(uvicorn.Server):
@@ -39,6 +42,20 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
+def check_device(settings: Settings) -> None:
+    """Ends the process where the device that was asked for is missing. `auto` and the CPU need no
+    look, which would take the seconds of importing torch.
+    """
+    if settings.device in ("auto", "cpu"):
+        return
+    try:
+        device = Device(settings.device, settings.dtype, DEVICES).torch_device
+        logger.debug("the device is %s", device)
+    except RuntimeError as error:
+        print(str(error).splitlines()[0], file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def main() -> None:
     try:
         settings = Settings()
@@ -48,6 +65,10 @@ def main() -> None:
             print(f"{name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         raise SystemExit(2) from None
     configure_logging(settings.log_format, settings.log_level)
+    for sentence in misspelt():
+        # No end: Kubernetes and other tools put variables of their own there.
+        logger.warning(sentence)
+    check_device(settings)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
