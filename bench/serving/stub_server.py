@@ -24,6 +24,7 @@ class TickingEngine:
     max_sequences = 64
     vocabulary = 262144
     alive = True
+    reason = None
 
     def __init__(self, tick: float) -> None:
         self._tick = tick

@@ -5,9 +5,13 @@ It leans on names that transformers does not promise to keep (`_get_logits_proce
 its minor version and `tests/test_batching.py` notices when one of them moves.
 """
 
+import ctypes
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Thread
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -24,6 +28,7 @@ from transformers.generation.continuous_batching.requests import (
     GenerationOutput,
     RequestState,
 )
+from transformers.generation.continuous_batching.utils import logger as manager_logger
 from transformers.modeling_utils import PreTrainedModel
 
 from .batch_splitting import BatchSplitter
@@ -36,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 64
 """Tokens in one block of the KV cache. Small blocks waste little on short conversations."""
+
+STOP_SECONDS = 5.0
+"""Time that the thread of an engine that failed gets to end, and again after it was interrupted"""
 
 
 def generated(request: RequestState) -> list[int]:
@@ -81,6 +89,28 @@ class Sampler(ContinuousBatchingLogitsProcessor):
         return scores
 
 
+class Rehearsal(SamplingState):
+    """A sequence whose every token is known: the batch's logits for each are kept."""
+
+    def __init__(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        super().__init__(SamplingParams(max_tokens=len(answer), temperature=0.0), [], [], [])
+        self.prompt = list(prompt)
+        self.answer = list(answer)
+        self._logits: dict[int, Tensor] = {}
+
+    @property
+    def adjusts(self) -> bool:
+        return True
+
+    def adjust(self, logits: Tensor) -> None:
+        self._logits[self.position] = logits.clone()
+        logits[self.answer[self.position]] = torch.inf
+
+    def logits(self) -> Tensor:
+        """[N, V] float32, one row for each token of the answer"""
+        return torch.stack([self._logits[position] for position in range(len(self.answer))])
+
+
 class Place(NamedTuple):
     """What a request of the manager is to the service."""
 
@@ -90,6 +120,8 @@ class Place(NamedTuple):
 
 class BatchingEngine:
     """One model, one thread that steps through the batch, one `TokenStream` a request."""
+
+    reason = None
 
     def __init__(
         self,
@@ -143,7 +175,7 @@ class BatchingEngine:
         text_config = model.config.get_text_config()
         context = getattr(text_config, "max_position_embeddings", capacity)
         self.max_length: int = min(capacity, context)
-        self.vocabulary: int = text_config.vocab_size
+        self.vocabulary: int = model.get_input_embeddings().weight.size(0)
         BatchSplitter(self._manager)
         self._manager.start()
 
@@ -190,6 +222,52 @@ class BatchingEngine:
                 self._forget(request_id)
             stream.finish(each)
 
+    def rehearse(self, rehearsals: Sequence[Rehearsal], chunk: int, *, seconds: float) -> None:
+        """Runs sequences through one batch, `chunk` tokens a pass. Blocks; for before it serves.
+
+        Raises RuntimeError when the batch fails, TimeoutError after so many seconds.
+        """
+        processor = self._manager.batch_processor
+        assert processor is not None
+        most_tokens = processor.max_batch_tokens
+        processor.max_batch_tokens = min(chunk, most_tokens)
+        deadline = time.monotonic() + seconds
+        with self._manager.pause():  # or the first might be through before the last is there
+            for number, each in enumerate(rehearsals):
+                request_id = f"rehearsal-{number}"
+                self._states[request_id] = each
+                self._manager.add_request(
+                    each.prompt,
+                    request_id=request_id,
+                    max_new_tokens=len(each.answer),
+                    eos_token_id=-1,
+                )
+        with quiet(self._manager._generation_thread):  # the caller hears of what goes wrong
+            for _ in rehearsals:
+                self._await_result(deadline)
+        self._states.clear()
+        processor.max_batch_tokens = most_tokens
+
+    def _await_result(self, deadline: float) -> None:
+        while (output := self._manager.get_result(timeout=0.1)) is None:
+            if not self.alive:
+                raise RuntimeError("the batch's thread ended")
+            if time.monotonic() > deadline:
+                raise TimeoutError("the batch came to no end")
+        if output.error is not None:
+            raise RuntimeError(output.error)
+
+    def discard(self) -> None:
+        """Stops an engine that failed or hangs. Its memory is free once nothing refers to it.
+
+        A thread in code that cannot be interrupted goes on until it is through, and ends then.
+        """
+        thread = self._manager._generation_thread
+        self._manager.stop(block=True, timeout=STOP_SECONDS, hard_stop=True)
+        if thread is not None and thread.is_alive():
+            interrupt(thread)
+            thread.join(STOP_SECONDS)
+
     def stop(self) -> None:
         # A hard stop fails what is still running; its streams hear of it through `_deliver`.
         self._manager.stop(block=True, hard_stop=True)
@@ -215,3 +293,24 @@ class BatchingEngine:
         # A cancelled request never delivers again, so its handler would stay for ever.
         with self._manager.output_router._lock:
             self._manager.output_router.result_handlers.pop(request_id, None)
+
+
+@contextmanager
+def quiet(thread: Thread) -> Iterator[None]:
+    """Keeps what transformers' batching logs in this thread to itself."""
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != thread.ident
+
+    manager_logger.addFilter(elsewhere)
+    try:
+        yield
+    finally:
+        manager_logger.removeFilter(elsewhere)
+
+
+def interrupt(thread: Thread) -> None:
+    """Raises SystemExit in a thread, as soon as it executes Python again."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+    )

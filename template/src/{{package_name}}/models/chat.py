@@ -3,7 +3,7 @@ not."""
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -132,6 +132,11 @@ class ChatModel(Model):
     def alive(self) -> bool:
         return self._engine.alive
 
+    @property
+    def details(self) -> Mapping[str, str | None]:
+        reason = self._engine.reason
+        return {"engine": "sequential" if reason else "continuous", "engine_reason": reason}
+
     def unload(self) -> None:
         self._engine.stop()
         self._executor.shutdown(cancel_futures=True)
@@ -209,6 +214,7 @@ class ChatModel(Model):
     ) -> tuple[list[int], list[SamplingParams]]:
         """The prompt's tokens and the parameters of each sequence. Blocks. Raises InvalidInput."""
         prompt = self._prompts.encode(conversation)
+        self._check_known(prompt)
         max_tokens = self._max_tokens(prompt, options)
         sampling = self._default_sampling | options.sampling
         if sampling.get("min_tokens", 0) > max_tokens:
@@ -224,6 +230,19 @@ class ChatModel(Model):
             SamplingParams(max_tokens=max_tokens, seed=each, grammar=grammar, **sampling)
             for each in seeds
         ]
+
+    def _check_known(self, prompt: Sequence[int]) -> None:
+        """Raises InvalidInput for a token of the tokenizer's that the model does not have.
+
+        In a batch it would fail every request, on a GPU end the process.
+        """
+        highest = max(prompt, default=0)
+        if highest >= self._engine.vocabulary:
+            raise InvalidInput(
+                f"The messages contain {self._prompts.token(highest)!r} (token {highest}), "
+                f"which the model does not know: it has {self._engine.vocabulary} tokens.",
+                "messages",
+            )
 
     def _max_tokens(self, prompt: Sequence[int], options: ChatOptions) -> int:
         """Raises InvalidInput when prompt and answer do not fit the model or its KV cache."""

@@ -75,10 +75,17 @@ class GenerateEngine:
     max_sequences = 1
 
     def __init__(
-        self, model: PreTrainedModel, *, eos_token_ids: Sequence[int], max_length: int
+        self,
+        model: PreTrainedModel,
+        *,
+        eos_token_ids: Sequence[int],
+        max_length: int,
+        reason: str | None = None,
     ) -> None:
+        """reason: why this model is not batched"""
         self.max_length = max_length
-        self.vocabulary: int = model.config.get_text_config().vocab_size
+        self.reason = reason
+        self.vocabulary: int = model.get_input_embeddings().weight.size(0)
         self._model = model
         self._eos_token_ids = list(eos_token_ids)
         self._stopping = False

@@ -125,6 +125,10 @@ class PromptEncoder:
         text.encode()  # a template may read fields that nobody has checked
         return text
 
+    def token(self, id_: int) -> str:
+        """How the tokenizer writes a token"""
+        return str(self._tokenizer.convert_ids_to_tokens(id_))
+
     def _render(self, conversation: Conversation, with_head: bool) -> str:
         return str(
             self._tokenizer.apply_chat_template(

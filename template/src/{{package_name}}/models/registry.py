@@ -89,6 +89,11 @@ class ModelRegistry:
         return [entry.spec for entry in self._entries.values() if entry.model is not None]
 
     @property
+    def models(self) -> dict[str, Model]:
+        """The loaded models by id."""
+        return {id_: entry.model for id_, entry in self._entries.items() if entry.model is not None}
+
+    @property
     def dead(self) -> list[str]:
         """Ids of the loaded models that can no longer answer."""
         return [id_ for id_, entry in self._entries.items() if entry.dead]

@@ -12,11 +12,20 @@ from ..dependencies import RegistryDep
 router = APIRouter(prefix="/health", tags=["health"])  # HEAD: some load balancers ask so
 
 
+class LoadedModel(BaseModel):
+    id: str
+    engine: Literal["continuous", "sequential"] | None = Field(
+        None, description="Whether requests are generated together or one after the other"
+    )
+    engine_reason: str | None = Field(None, description="Why not together")
+
+
 class Health(BaseModel):
     status: Literal["healthy", "unhealthy"]
     reason: str | None = Field(None, description="What is wrong")
     device: dict[str, str | None] = Field(description="Where models run, once one was loaded")
     loaded_models: list[str]
+    models: list[LoadedModel] = Field(description="More about the loaded models")
     timestamp: datetime
     pid: int
 
@@ -50,6 +59,10 @@ async def get_health(request: Request, registry: RegistryDep) -> Health:
         reason=reason,
         device=registry.device.describe(),
         loaded_models=[spec.id for spec in registry.loaded],
+        models=[
+            LoadedModel.model_validate({"id": id_, **model.details})
+            for id_, model in registry.models.items()
+        ],
         timestamp=datetime.now(UTC),
         pid=os.getpid(),
     )

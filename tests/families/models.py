@@ -1,0 +1,142 @@
+"""Configurations of model families, tiny: what the batch can carry, and what it cannot."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import PreTrainedModel
+
+SIZE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "bos_token_id": None,
+    "pad_token_id": None,
+    "eos_token_id": 0,
+}
+EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MLA: dict[str, Any] = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    **EXPERTS,
+}
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [4.0] * 8,
+    "original_max_position_embeddings": 256,
+    "factor": 8.0,
+}
+
+BATCHED: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama yarn": {
+        "model_type": "llama",
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 512,
+        },
+    },
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "qwen3_moe": {"head_dim": 16, "num_experts": 8, **EXPERTS},
+    "mistral": {"sliding_window": 32, "head_dim": 16},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "gemma3_text": {
+        "head_dim": 16,
+        "sliding_window": 32,
+        "query_pre_attn_scalar": 16,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "gpt_oss": {
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 32,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 512,
+        },
+    },
+    "olmo2": {},
+    "cohere": {},
+    "gpt_neox": {"num_key_value_heads": 4},
+    "opt": {"num_key_value_heads": 4, "word_embed_proj_dim": 64, "ffn_dim": 128},
+}
+
+ONE_AT_A_TIME: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 64,
+        "attn_logit_softcapping": 2.0,
+    },
+    "phi3": {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256},
+    "llama dynamic": {
+        "model_type": "llama",
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+        "max_position_embeddings": 512,
+    },
+    "bloom": {"n_head": 4, "n_layer": 3},
+    "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 3, "expansion_ratio": 2, "max_seq_len": 2048},
+    "falcon": {"alibi": True, "new_decoder_architecture": False},
+    "deepseek_v2": {**MLA, "topk_method": "greedy"},
+    "deepseek_v3": MLA,
+    "glm4_moe_lite": MLA,
+    "stablelm": {},
+    "gemma4_text": {
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "sliding_window": 32,
+        "vocab_size_per_layer_input": 300,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 0,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "mamba": {"state_size": 4},
+    "qwen3_next": {
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 32,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+        **EXPERTS,
+    },
+}
+
+
+def build(name: str, options: dict[str, Any], seed: int = 0) -> PreTrainedModel:
+    """A random model whose attention matters: its weights are larger than those of a fresh one."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        options.get("model_type", name),
+        **SIZE | {k: v for k, v in options.items() if k != "model_type"},
+    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return model.eval()
