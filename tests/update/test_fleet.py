@@ -65,8 +65,9 @@ def test_json(fleet: Path, run: Run) -> None:
     assert (outcome.code, outcome.err) == (1, "")
     document = json.loads(outcome.out)
     assert document["newest"] == "99.0"
-    c, d, e, a, b = document["services"]
-    assert [Path(each["path"]).name for each in (c, d, e, a, b)] == ["c", "d", "e", "a", "b"]
+    # The most urgent first, then by path.
+    c, e, b, d, a = document["services"]
+    assert [Path(each["path"]).name for each in (c, e, b, d, a)] == ["c", "e", "b", "d", "a"]
     behind = sum(version > Version("0.1.0") for version in history.versions())
     assert (c["version"], c["behind"], c["edited"], c["deleted"]) == ("0.1.0", behind, [], [])
     assert [(fix["pattern"], fix["severity"], fix["action"]) for fix in c["missing"]] == [
@@ -87,12 +88,14 @@ def test_text(fleet: Path, run: Run) -> None:
 
     assert outcome.code == 1
     header, *rows, empty, summary = outcome.out.splitlines()
-    assert header.split() == ["service", "version", "behind", "High", "edited", "failing"]
+    assert header.split() == ["service", "version", "behind", "High", "edited", "failing", "note"]
     behind = str(sum(version > Version("0.1.0") for version in history.versions()))
-    assert [row.split() for row in rows] == [
-        ["myserver", "0.1.0", behind, "1", "0", "-"],
-        ["myserver", "99.0", "0", "0", "0", "-"],
-        ["myserver", "0.1.0", behind, "1", "4", "-"],
+    # One name, so that paths tell them apart; of a long one the end.
+    assert [row.split()[0][-7:] for row in rows] == ["fleet/c", "/team/b", "/team/a"]
+    assert [row.split()[1:] for row in rows] == [
+        ["0.1.0", behind, "1", "0", "-"],
+        ["0.1.0", behind, "1", "4", "-"],
+        ["99.0", "0", "0", "0", "-"],
     ]
     assert empty == ""
     assert summary == "3 services, 2 behind 99.0, 2 without fixes of High severity."
@@ -111,6 +114,7 @@ def test_a_conflict_that_nobody_settled_is_told(fleet: Path, run: Run) -> None:
     assert outcome.code == 1
     (service,) = json.loads(outcome.out)["services"]
     assert service["error"].startswith("src/myserver/app.py:")
+    assert (service["version"], service["edited"]) == ("99.0", ["src/myserver/app.py"])
 
 
 @pytest.mark.parametrize("path", ["notes", "nothing"])
@@ -133,12 +137,12 @@ def test_the_page_in_a_browser(fleet: Path, run: Run, tmp_path: Path) -> None:
     assert seen["problems"] == []
     assert seen["requests"] == [page.as_uri()]
     assert seen["title"] == "Inference services"
-    assert [row[:2] for row in seen["rows"]] == [
-        ["myserver", "needs an update"],
-        ["myserver", "up to date"],
-        ["e", "unknown"],
-        ["myserver", "up to date"],
-        ["myserver", "needs an update"],
+    assert [(row[0][-1], row[1]) for row in seen["rows"]] == [
+        ("c", "needs an update"),
+        ("e", "unknown"),
+        ("b", "needs an update"),
+        ("d", "up to date"),
+        ("a", "up to date"),
     ]
     # A click unfolds what is missing; markup in a title is text.
     assert seen["before"] == ""

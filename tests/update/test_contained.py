@@ -1,0 +1,152 @@
+"""The version of a service is that of its files, whatever its answers file says."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.version import Version
+
+from infer_scaffold import git, history, update
+from tests.conftest import Run
+from tests.update.conftest import NEXT, Render, commit
+from tests.update.edits import EDITS, PACKAGE, Edit, change
+
+RELEASED = history.versions()
+Look = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def look(run: Run) -> Look:
+    def look(project: Path) -> dict[str, Any]:
+        (service,) = json.loads(run("status", str(project), "--format", "json").out)["services"]
+        return dict(service)
+
+    return look
+
+
+def claim(project: Path, version: Version | str) -> None:
+    """What a bad resolution of a conflict leaves: another version in the answers file alone."""
+    file = project / ".copier-answers.yml"
+    lines = file.read_text().splitlines()
+    lines = [f"_commit: v{version}" if each.startswith("_commit:") else each for each in lines]
+    file.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
+def test_honest_edits_change_no_version(
+    edit: Edit, render: Render, look: Look, tmp_path: Path
+) -> None:
+    for version in (NEXT, RELEASED[0]):
+        project = render(tmp_path / str(version), version)
+        edit(project)
+        if version == NEXT and edit.__name__ == "everything":
+            for file in (project / "src").rglob("*.py"):
+                file.write_text(
+                    "# Copyright Example Ltd.\n" + file.read_text().replace("    ", "\t")
+                )
+
+        service = look(project)
+
+        assert (service["version"], service["claims"]) == (str(version), str(version))
+        assert (
+            (service["error"] is None)
+            or "nested" in service["error"]
+            or "cannot" in service["error"]
+        )
+        assert service["older"] == []
+
+
+@pytest.mark.parametrize("edits", [[], EDITS[2:3], EDITS[-2:-1], EDITS[-1:]], ids=str)
+@pytest.mark.parametrize("version", RELEASED, ids=str)
+def test_a_version_that_is_claimed_only(
+    version: Version, edits: list[Edit], render: Render, look: Look, run: Run, tmp_path: Path
+) -> None:
+    project = render(tmp_path / "service", version)
+    for edit in edits:
+        edit(project)
+    before = look(project)
+    claim(project, NEXT)
+
+    service = look(project)
+
+    assert (service["version"], service["claims"]) == (str(version), str(NEXT))
+    for what in ("behind", "missing", "edited", "deleted"):
+        assert service[what] == before[what]
+    assert f" {version} (claims {NEXT}) " in run("status", str(project)).out
+
+
+def test_a_version_that_is_not_claimed(render: Render, look: Look, tmp_path: Path) -> None:
+    project = render(tmp_path / "service")
+    change(project / "src" / PACKAGE / "settings.py", "Field(8000,", "Field(9000,")
+    claim(project, RELEASED[0])
+
+    service = look(project)
+
+    assert (service["version"], service["claims"]) == (str(NEXT), str(RELEASED[0]))
+    assert (service["behind"], service["missing"]) == (0, [])
+
+
+def test_some_files_that_are_older(render: Render, look: Look, run: Run, tmp_path: Path) -> None:
+    old, project = render(tmp_path / "old", RELEASED[-1]), render(tmp_path / "service")
+    name = next(
+        path.relative_to(old)
+        for path in sorted(old.rglob(f"src/{PACKAGE}/models/*.py"))
+        if path.read_bytes() != (project / path.relative_to(old)).read_bytes()
+    )
+    shutil.copy(old / name, project / name)
+
+    service = look(project)
+
+    assert (service["version"], service["older"]) == (str(NEXT), [name.as_posix()])
+    assert f"1 file as before {NEXT}" in run("status", str(project)).out
+
+
+@pytest.mark.parametrize("place", ["src/acme", "acme", "services/api/src/acme"])
+def test_a_package_that_was_moved(place: str, render: Render, look: Look, tmp_path: Path) -> None:
+    for version in (NEXT, RELEASED[0]):
+        project = render(tmp_path / str(version), version)
+        (project / place).parent.mkdir(parents=True, exist_ok=True)
+        (project / "src" / PACKAGE).rename(project / place)
+
+        service = look(project)
+
+        assert (service["version"], service["package"]) == (str(version), place)
+        assert not [name for name in service["deleted"] if name.startswith(("src/", place))]
+        # What an update brings to the old place is not what the service runs.
+        claim(project, NEXT)
+        old, new = render(tmp_path / f"old{version}", version), render(tmp_path / f"new{version}")
+        for file in sorted(new.rglob(f"src/{PACKAGE}/**/*.py")):
+            name = file.relative_to(new)
+            if not (old / name).exists():
+                (project / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, project / name)
+        assert look(project)["version"] == str(version)
+
+
+def test_a_package_that_is_gone(render: Render, look: Look, tmp_path: Path) -> None:
+    project = render(tmp_path / "service")
+    shutil.rmtree(project / "src")
+
+    service = look(project)
+
+    assert service["version"] is None
+    assert "its package src/myserver is gone" in service["error"]
+
+
+def test_an_update_that_follows_the_package(project: Path, render: Render, look: Look) -> None:
+    git.output(project, "mv", f"src/{PACKAGE}", "src/acme")
+    commit(project)
+    with update.prepare(project, [], {}) as prepared:
+        assert prepared is not None
+        prepared.apply()
+    gets_fixes = (project / "src" / "acme" / "models" / "hub.py").exists() or (
+        "src/acme" in git.output(project, "status", "--porcelain")
+    )
+
+    service = look(project)
+
+    assert service["package"] == "src/acme"
+    assert service["version"] == (str(NEXT) if gets_fixes else "0.1.0")
