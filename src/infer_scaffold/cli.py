@@ -393,17 +393,20 @@ def _count(changes: "list[Change]") -> str:
 def _report(project: "Project", *, repository: bool) -> list[str]:
     """Say what was made, and what to type next."""
     if project.committed:
-        history = ", first commit on main"
+        history = f", {'committed' if project.work_tree else 'first commit'} on {project.branch}"
     elif repository:
         history = (
             f"; no repository of its own, as it is inside {project.work_tree}: commit it there"
         )
+    elif (project.path / ".git").exists():
+        history = "; nothing was committed"
     else:
         history = "; no git repository, which `copier update` will need"
     here = Path.cwd()
     path = project.path.relative_to(here) if here in project.path.parents else project.path
     return [
         f"Created {path} ({len(project.files)} files{history}).",
+        *([f"Kept: {project.kept}."] if project.kept else []),
         "",
         "Next:",
         *([] if path == here else [f"  cd {shlex.quote(str(path))}"]),

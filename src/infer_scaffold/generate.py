@@ -5,13 +5,14 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infer_scaffold import git, history, template
+from infer_scaffold import clone, git, history, template
 from infer_scaffold.errors import UserError
 from infer_scaffold.questions import Answers, Question
 
@@ -35,6 +36,9 @@ class Project:
     files: list[str]
     committed: bool
     work_tree: Path | None
+    branch: str = "main"
+    kept: str = ""
+    """Sentence on what became of the files that were there before"""
 
 
 def render(
@@ -90,27 +94,38 @@ def new(
     ask: bool = False,
     repository: bool = True,
 ) -> Project:
-    """Make the project at `path`; on any error nothing is left behind."""
+    """Make the project at `path`; on any error all is as it was.
+
+    A folder that holds a git repository and hardly more, a fresh clone, gets its commit there.
+    """
     path = Path(os.path.abspath(path))
     with _clear_os_errors(path):
         parent = _existing_parent(path)
         if repository:
             git.require("install it, or leave the repository out with --no-git.")
         work_tree = git.enclosing_work_tree(parent) if repository else None
-        if work_tree is not None and git.is_ignored(parent, path):
+        in_clone = repository and clone.has_git(path)
+        branch = clone.check(path, work_tree) if in_clone else "main"
+        if work_tree is not None and not in_clone and git.is_ignored(parent, path):
             work_tree = None  # what a repository ignores is not part of it
         commit = repository and work_tree is None
         defaults = _defaults(path)
         if ask:
             # Wrong flags are better told before the questions than after them.
             _check_used(questions, answers, render(answers, path, defaults=defaults, pretend=True))
-        with _staging(path) as folder:
-            rendered = render(answers, folder, ask=ask, defaults=defaults)
+        index = clone.index_kept(path) if in_clone else nullcontext()
+        with index, _staging(path) as staging:
+            rendered = render(answers, staging.folder, ask=ask, defaults=defaults)
             _check_used(questions, answers, rendered)
-            files = list_files(folder)
+            files = list_files(staging.folder)
+            kept = clone.keep_theirs(path, staging.folder) if path.is_dir() else ""
+            message = f"Generate {rendered.answers['project_name']}"
             if commit:
-                git.make_repository(folder, f"Generate {rendered.answers['project_name']}")
-    return Project(path, rendered.answers["package_name"], files, commit, work_tree)
+                git.make_repository(staging.folder, message)
+            elif in_clone:
+                staging.finish = partial(clone.commit, path, message)
+    package = rendered.answers["package_name"]
+    return Project(path, package, files, commit or in_clone, work_tree, branch, kept)
 
 
 def preview(path: Path, questions: list[Question], answers: Answers) -> list[str]:
@@ -185,7 +200,7 @@ def _explain(message: str) -> str:
 def _existing_parent(path: Path) -> Path:
     """Check that a project can be made at `path`; return its nearest folder that exists."""
     if path.is_dir():
-        if any(path.iterdir()):
+        if any(path.iterdir()) and not clone.is_fresh(path):
             raise UserError(f"{path} is not empty; choose a new or an empty folder.")
     elif os.path.lexists(path):
         raise UserError(f"{path} exists and is not a folder; choose another path.")
@@ -206,37 +221,59 @@ def _clear_os_errors(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {reason}; choose another folder.") from error
 
 
+@dataclass
+class _Staging:
+    """A folder that becomes the project, and the last step, taken when it has."""
+
+    folder: Path
+    finish: Callable[[], None] = lambda: None
+
+
 @contextmanager
-def _staging(path: Path) -> Iterator[Path]:
+def _staging(path: Path) -> Iterator[_Staging]:
     """Yield a folder that becomes `path` when the block succeeds, and vanishes when it fails.
 
-    The folder does not exist yet: whoever writes into it makes it, with missing parents.
+    The folder does not exist yet: whoever writes into it makes it, with missing parents. What is
+    at `path` under the same names comes back when the block or the last step fails.
     """
     exists = path.is_dir()
-    # An empty folder that exists may be a mount point or a shell's working directory, so it is
-    # filled and not replaced.
-    folder = (path if exists else path.parent) / f".infer-scaffold-{secrets.token_hex(4)}"
+    # A folder that exists may be a mount point or a shell's working directory, so it is filled
+    # and not replaced.
+    name = f"{clone.STAGING_PREFIX}{secrets.token_hex(4)}"
+    folder = (path if exists else path.parent) / name
+    replaced = folder.with_name(f"{name}-replaced")
     missing = [parent for parent in path.parents if not parent.exists()]
     moved: list[Path] = []
+    staging = _Staging(folder)
     try:
-        yield folder
+        yield staging
         if exists:
             for child in sorted(folder.iterdir()):
-                moved.append(child.rename(path / child.name))
+                target = path / child.name
+                if os.path.lexists(target):
+                    replaced.mkdir(exist_ok=True)
+                    target.rename(replaced / child.name)
+                moved.append(child.rename(target))
             folder.rmdir()
         else:
             folder.rename(path)
+        staging.finish()
     except BaseException:
         for leftover in (folder, *moved):
             _remove(leftover)
+        if replaced.exists():
+            for child in replaced.iterdir():
+                child.rename(path / child.name)
+            replaced.rmdir()
         for parent in missing:
             with suppress(OSError):
                 parent.rmdir()
         raise
+    _remove(replaced)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
