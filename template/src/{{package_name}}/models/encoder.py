@@ -34,6 +34,9 @@ class Encoder:
             tokenizer.model_max_length,
         )
         self.max_length: int = min(limit for limit in limits if limit)
+        # WordPiece takes words of up to 100 characters for one token, whether it knows them or not.
+        self.max_characters: int = self.max_length * max(100, *map(len, tokenizer.get_vocab()))
+        """Of a text, white space aside. What is longer is too long whatever its tokens are"""
 
     @classmethod
     def load(cls, folder: Path, device: Device) -> Self:
