@@ -4,7 +4,9 @@ The shape is `{"error": {"message", "type", "param", "code"}}`; a client that ge
 shows its user "no body". https://platform.openai.com/docs/guides/error-codes
 """
 
+import errno
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,6 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from .models import errors as model_errors
+
+logger = logging.getLogger(__name__)
 
 ERROR_TYPES = {
     401: "authentication_error",
@@ -35,6 +39,7 @@ DESCRIPTIONS = {
     500: "The server had an error; its log says more under the request id",
     503: "The server cannot answer now: it is shutting down, or what it needs does not work",
     504: "The answer took longer than a request may take",
+    507: "The disk of the service is full",
 }
 RETRIED = (429, 503)
 
@@ -199,8 +204,22 @@ def allowed_methods(request: Request) -> str:
     return ", ".join(filter(is_allowed, METHODS))
 
 
+def no_room(cause: OSError) -> APIError:
+    """The error for a body that could not be put on the disk while it arrived."""
+    logger.error("a body cannot be kept while it arrives", exc_info=cause)
+    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    return APIError(
+        status.HTTP_507_INSUFFICIENT_STORAGE if full else status.HTTP_503_SERVICE_UNAVAILABLE,
+        "The service has no room for the body of the request.",
+        code="insufficient_storage",
+        headers={"Retry-After": "30"},
+    )
+
+
 async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, OSError):  # FastAPI blames the client for it
+        error = no_room(error.__cause__)
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
         error.headers = {**(error.headers or {}), "Allow": allowed_methods(request)}
     if error.status_code == status.HTTP_404_NOT_FOUND and error.detail == "Not Found":

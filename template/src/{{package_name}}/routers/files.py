@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -16,8 +16,8 @@ from starlette.formparsers import MultiPartParser
 from ..dependencies import FilesDep, SettingsDep
 from ..disconnect import until_disconnect
 from ..errors import APIError, documented
-from ..files.errors import FileNotFound, InvalidPdf
-from ..files.pdf import is_pdf, render_pages
+from ..files.errors import FileNotFound, InvalidPdf, PdfTimeout, TooManyPdfs
+from ..files.pdf import PdfRenderer, is_pdf
 from ..files.store import CHUNK_SIZE, FILE_ID, Download, StoredFile
 from ..schemas.files import File, FileList, UploadPurpose
 
@@ -46,6 +46,23 @@ async def translate_errors() -> AsyncIterator[None]:
     except InvalidPdf as error:
         raise APIError(
             status.HTTP_400_BAD_REQUEST, str(error), param=error.param, code="invalid_pdf"
+        ) from error
+    except PdfTimeout as error:
+        # It would take as long again.
+        headers = {"x-should-retry": "false"}
+        raise APIError(
+            status.HTTP_504_GATEWAY_TIMEOUT,
+            str(error),
+            param="file",
+            code="timeout",
+            headers=headers,
+        ) from error
+    except TooManyPdfs as error:
+        raise APIError(
+            status.HTTP_429_TOO_MANY_REQUESTS,
+            "Too many PDFs wait to be rendered.",
+            code="overloaded",
+            headers={"Retry-After": "5"},
         ) from error
     except StoreError as error:
         logger.exception("the file store failed")
@@ -86,7 +103,12 @@ def as_file_object(file: StoredFile) -> File:
     )
 
 
-@router.post("", response_model_exclude_none=True, form_limits={"max_files": 1, "max_fields": 16})
+@router.post(
+    "",
+    response_model_exclude_none=True,
+    form_limits={"max_files": 1, "max_fields": 16},
+    responses=documented(429, 504, 507),
+)
 async def upload_file(
     request: Request,
     files: FilesDep,
@@ -122,8 +144,8 @@ async def upload_file(
     async with AsyncExitStack() as resources:
         pages = None
         if convert_pdf:
-            rendering = render_pages(file.file, pdf_dpi, settings.max_pdf_pages)
-            pages = await resources.enter_async_context(aclosing(rendering))
+            renderer: PdfRenderer = request.app.state.pdf_renderer
+            pages = await resources.enter_async_context(renderer.render(file.file, pdf_dpi))
         work = files.save(chunks_of(file), filename=file.filename, purpose=purpose, pages=pages)
         stored = await until_disconnect(request, work)
     return as_file_object(stored)
@@ -156,10 +178,10 @@ async def retrieve_file(file: StoredFileDep) -> File:
 
 
 @router.delete("/{file_id}", responses=documented(404))
-async def delete_file(file: StoredFileDep, files: FilesDep) -> FileDeleted:
+async def delete_file(file_id: str, files: FilesDep) -> FileDeleted:
     """Deletes a file and its rendered pages."""
-    await files.delete(file)
-    return FileDeleted(id=file.id, deleted=True, object="file")
+    await files.delete(file_id)
+    return FileDeleted(id=file_id, deleted=True, object="file")
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse, responses=sent_as(ANY_BYTES))
