@@ -16,6 +16,7 @@ import typer
 from infer_scaffold import __version__, checklist, history, questions, template
 from infer_scaffold.check.model import Profile
 from infer_scaffold.errors import UserError
+from infer_scaffold.visible import visible
 
 if TYPE_CHECKING:
     from infer_scaffold.generate import Project
@@ -160,26 +161,27 @@ def update(
         conflicts = update.of(updating.Kind.CONFLICT)
         if dry_run:
             for change in update.changes:
-                typer.echo(f"{change.kind:<8}  {change.path}")
+                typer.echo(f"{change.kind:<8}  {visible(change.path)}")
             typer.echo(f"{step}: {_count(update.changes)}. Nothing was written.")
             raise typer.Exit(1 if conflicts else 0)
         deleted = update.of(updating.Kind.DELETED)
         if deleted:
             typer.echo(f"{step} deletes:")
             for file in deleted:
-                typer.echo(f"  {file}")
+                typer.echo(f"  {visible(file)}")
             if not yes and sys.stdin.isatty() and sys.stdout.isatty():
                 typer.confirm("Go on?", default=True, abort=True)
         update.apply()
         typer.echo(f"{step}: {_count(update.changes)}.")
         skipped = update.of(updating.Kind.SKIPPED)
         if skipped:
-            typer.echo(
-                f"You deleted or moved these, so their changes are left out: {', '.join(skipped)}"
-            )
+            files = ", ".join(map(visible, skipped))
+            typer.echo(f"You deleted or moved these, so their changes are left out: {files}")
         if conflicts:
             for clash in merge.Clash:
-                files = ", ".join(each.path for each in update.changes if each.clash is clash)
+                files = ", ".join(
+                    visible(each.path) for each in update.changes if each.clash is clash
+                )
                 if files:
                     typer.echo(clash.format(files=files), err=True)
             raise typer.Exit(1)

@@ -588,6 +588,18 @@ def test_a_file_name_that_is_no_text(render: Render, tmp_path: Path) -> None:
     assert_same(project, wanted)
 
 
+def test_names_are_printed_as_text(render: Render, tmp_path: Path, run: Run) -> None:
+    def odd(project: Path) -> None:
+        (project / "tests").rename(project / "tests\x1b[31m\nadded")
+
+    project = make(render, tmp_path / "project", odd)
+
+    shown = run("update", str(project), "--dry-run").out
+
+    assert "changed   tests\\x1b[31m\\nadded/conftest.py" in shown.splitlines()
+    assert "\x1b" not in shown
+
+
 def test_a_folder_where_the_template_adds_a_file(render: Render, tmp_path: Path, run: Run) -> None:
     def occupy(project: Path) -> None:
         (project / "src" / PACKAGE / "body.py").mkdir()
