@@ -209,7 +209,7 @@ class BatchingEngine:
             request_id=request_id,
             max_new_tokens=params.max_tokens,
             streaming=True,
-            eos_token_id=-1 if params.ignore_eos else self._eos_token_ids,
+            eos_token_id=params.end_tokens(self._eos_token_ids) or -1,
         )
         if not accepted:
             raise Unavailable("The model stopped working and is being restarted.")

@@ -18,6 +18,7 @@ from .params import ChatOptions, SamplingOptions, SamplingParams
 from .prompt import Conversation, PromptEncoder
 from .source import LOADING, local_folder
 from .tokens import Engine, TokenStream
+from .tools import SchemaRefused, ToolCallParser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -172,12 +173,22 @@ class ChatModel(Model):
                 self._vocabulary,
                 stop=options.stop,
                 min_tokens=params[index].min_tokens,
-                layout=self._prompts.layout if options.tools else None,
-                must_call=options.must_call,
+                stop_token_ids=params[index].stop_token_ids,
+                parser=self._parser(options),
             )
             for index in range(options.n)
         ]
-        return Answer(len(prompt), stream, readers, self._engine, self._eos_token_ids)
+        ends = params[0].end_tokens(self._eos_token_ids)
+        return Answer(len(prompt), stream, readers, self._engine, ends)
+
+    def _parser(self, options: ChatOptions) -> ToolCallParser | None:
+        if self._prompts.layout is None or not options.tools:
+            return None
+        if options.must_call:
+            return ToolCallParser(self._prompts.layout, "call")
+        if options.form is None:
+            return ToolCallParser(self._prompts.layout)
+        return ToolCallParser(self._prompts.layout, "either", [tool.name for tool in options.tools])
 
     @contextmanager
     def _generate(
@@ -197,7 +208,7 @@ class ChatModel(Model):
 
     async def _compile_grammar(self, options: ChatOptions) -> "Grammar | None":
         """Raises InvalidInput or Overloaded."""
-        if not options.tools and options.schema is None:
+        if not options.tools and options.form is None:
             return None
         if self._grammars_waiting >= MAX_GRAMMARS:
             raise Overloaded("Too many schemas wait to be compiled.")
@@ -223,6 +234,9 @@ class ChatModel(Model):
         vocabulary = self._engine.vocabulary
         if any(token >= vocabulary for token in sampling.get("logit_bias", ())):
             raise InvalidInput(f"logit_bias: tokens go from 0 to {vocabulary - 1}", "logit_bias")
+        if any(token >= vocabulary for token in sampling.get("stop_token_ids", ())):
+            message = f"stop_token_ids: tokens go from 0 to {vocabulary - 1}"
+            raise InvalidInput(message, "stop_token_ids")
         seed = random.getrandbits(63) if options.seed is None else options.seed
         # Answer 0 is the one that a request for a single answer with this seed would get.
         seeds = [seed, *(random.Random(f"{seed}/{i}").getrandbits(63) for i in range(1, options.n))]
@@ -258,6 +272,7 @@ class ChatModel(Model):
 
     def _grammar(self, options: ChatOptions) -> "Grammar | None":
         """What holds the answer to a form. Raises InvalidInput."""
+        form = options.form
         if options.tools:
             if self._prompts.layout is None:
                 raise InvalidInput(
@@ -269,14 +284,15 @@ class ChatModel(Model):
                     options.tools,
                     free_text=not options.must_call,
                     parallel=options.parallel_tool_calls,
+                    form=form,
                 )
+            except SchemaRefused as error:
+                raise InvalidInput(f"{error.param}: {error}", error.param) from error
             except ValueError as error:
                 raise InvalidInput(f"tools: {error}", "tools") from error
-        if options.schema is None:
+        if form is None:
             return None
         try:
-            if not options.schema:
-                return self._grammars.json_object()
-            return self._grammars.json_schema(options.schema)
+            return self._grammars.form(form)
         except ValueError as error:
-            raise InvalidInput(f"response_format: {error}", "response_format") from error
+            raise InvalidInput(f"{form.param}: {error}", form.param) from error

@@ -165,7 +165,7 @@ class GenerateEngine:
             attention_mask=torch.ones_like(input_ids),
             do_sample=False,
             max_new_tokens=job.state.params.max_tokens,
-            eos_token_id=no_eos if job.state.params.ignore_eos else self._eos_token_ids or no_eos,
+            eos_token_id=job.state.params.end_tokens(self._eos_token_ids) or no_eos,
             logits_processor=LogitsProcessorList([Sampler(job)]),
             stopping_criteria=[CancelCriteria(job.cancelled)],
             streamer=LoopStreamer(job),

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,33 @@ PROBE_TOOL = {
 }
 
 
+PROTECTED = frozenset(
+    (
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "messages",
+        "padding",
+        "processor_kwargs",
+        "raise_exception",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "self",
+        "strftime_now",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+        "max_length",
+    )
+)
+"""Names that are no variables of a template, or not the client's: those of `apply_chat_template`"""
+
+
 @dataclass(frozen=True)
 class Conversation:
     """What has been said so far, and which tools the model may call."""
@@ -27,6 +54,12 @@ class Conversation:
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
     """In OpenAI's form, which is the form that chat templates read"""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables of the template"""
+    add_generation_prompt: bool = True
+    """Whether the prompt ends with the head of an answer"""
+    continue_final_message: bool = False
+    """Whether it ends in the middle of the last message instead"""
 
     @property
     def estimated_tokens(self) -> int:
@@ -96,7 +129,8 @@ class PromptEncoder:
                 if self._is_broken:
                     raise Unavailable("The model's chat template does not work.") from error
                 raise InvalidInput(
-                    f"The model's chat template refuses these messages: {error}", "messages"
+                    f"The model's chat template refuses these messages: {str(error)[:500]}",
+                    "messages",
                 ) from error
         if len(text) > self._max_characters:  # too long whatever its tokens are: not worth a look
             however = f"the messages have {len(text)} characters, more than so many tokens can hold"
@@ -121,7 +155,8 @@ class PromptEncoder:
         return False
 
     def _render_strictly(self, conversation: Conversation) -> str:
-        text = self._render(conversation, True)
+        wants_head = conversation.add_generation_prompt and not conversation.continue_final_message
+        text = self._render(conversation, wants_head)
         text.encode()  # a template may read fields that nobody has checked
         return text
 
@@ -136,5 +171,7 @@ class PromptEncoder:
                 tools=[dict(tool) for tool in conversation.tools] or None,
                 tokenize=False,
                 add_generation_prompt=with_head,
+                continue_final_message=conversation.continue_final_message,
+                **conversation.variables,
             )
         )

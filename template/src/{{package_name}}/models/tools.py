@@ -18,12 +18,24 @@ ONE_CALL = re.compile(rf"(.*?)firstname(.*?){PROBE}(.*)", re.DOTALL)
 TWO_CALLS = re.compile(rf"{PROBE}(.*?)secondname", re.DOTALL)
 
 
+class SchemaRefused(ValueError):
+    """The grammar cannot keep to the schema of a tool. The message is one sentence."""
+
+    def __init__(self, tool: "Tool", reason: str) -> None:
+        super().__init__(f"of the tool {tool.name!r}: {reason}")
+        self.param = tool.param
+
+
 class Tool(NamedTuple):
     """A function that the model may ask for."""
 
     name: str
     parameters: Mapping[str, Any]
     """JSON schema of its arguments"""
+    strict: bool = True
+    """Refuses a schema that cannot be enforced, instead of keeping what can be"""
+    param: str = "tools"
+    """What the client calls its parameters"""
 
 
 @dataclass(frozen=True)
@@ -112,13 +124,21 @@ class ToolCallParser:
     cut off.
     """
 
-    def __init__(self, layout: ToolLayout, *, must_call: bool = False) -> None:
-        """must_call: the grammar leaves no room for text, so what is cut off is no text either."""
+    def __init__(
+        self,
+        layout: ToolLayout,
+        answer: Literal["text", "call", "either"] = "text",
+        names: Sequence[str] = (),
+    ) -> None:
+        """answer: text with or without calls after it; calls alone, so that what is cut off is no
+        text; or either calls of tools with these names or a text of a given form.
+        """
         self.calls = 0
         """Calls begun so far"""
         self._layout = layout
-        self._place: Literal["text", "prefix", "name", "arguments", "after"] = (
-            "prefix" if must_call else "text"
+        self._heads = [f"{layout.prefix}{name}{layout.middle}" for name in names]
+        self._place: Literal["either", "form", "text", "prefix", "name", "arguments", "after"] = (
+            "prefix" if answer == "call" else answer
         )
         self._held = ""
         self._json = ObjectScanner()
@@ -131,6 +151,16 @@ class ToolCallParser:
         deltas: list[ToolCallDelta] = []
         while True:
             match self._place:
+                case "either":
+                    if any(self._held.startswith(head) for head in self._heads):
+                        self._place = "prefix"
+                    elif any(head.startswith(self._held) for head in self._heads):
+                        break
+                    else:
+                        self._place = "form"
+                case "form":
+                    plain, self._held = self._held, ""
+                    break
                 case "text":
                     before, found, _ = self._held.partition(layout.trigger)
                     keep = 0 if found else overlap(self._held, layout.trigger)
@@ -169,6 +199,8 @@ class ToolCallParser:
 
     def flush(self) -> str:
         """Plain text that was held back because it might have become a call."""
+        if self._place == "either":  # the whole answer so far
+            return self._held if self._held[:1] in ("{", '"') else ""
         return self._held if self._place == "text" else ""
 
 
