@@ -318,6 +318,9 @@ def probe(
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=1, help="How long to wait for each answer.")
     ] = 60,
+    max_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="How long all of it may take.")
+    ] = 1800,
     chat_model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model for chat. [default: the first]")
     ] = None,
@@ -345,7 +348,9 @@ def probe(
     from infer_scaffold.probe import output, runner
     from infer_scaffold.probe.model import Verdict
 
-    options = runner.Options(api_key, timeout, chat_model, embeddings_model, pid, destructive)
+    options = runner.Options(
+        api_key, timeout, chat_model, embeddings_model, pid, destructive, max_seconds
+    )
     codes = checklist.matching(
         select.split(",") if select else (), ignore.split(",") if ignore else ()
     )

@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 import typer
 
 from infer_scaffold.probe.model import Answer, Verdict
+from infer_scaffold.visible import visible
 
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red"}
 
@@ -19,12 +20,12 @@ def to_text(answer: Answer) -> str:
     lines = [f"{question.code}  {verdict}  {question.name:<20}  {question.holds}"]
     if answer.verdict is Verdict.FAIL:
         lines += [
-            f"    request  {answer.request}",
-            f"    got      {answer.got}",
-            f"    wanted   {answer.wanted}",
+            f"    request  {visible(answer.request)}",
+            f"    got      {visible(answer.got)}",
+            f"    wanted   {visible(answer.wanted)}",
         ]
     if answer.reason:
-        lines.append(f"    not asked: {answer.reason}")
+        lines.append(f"    not asked: {visible(answer.reason)}")
     return "\n".join(lines)
 
 
@@ -59,7 +60,7 @@ def to_json(url: str, answers: Iterable[Answer]) -> str:
             for answer in answers
         ],
     }
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    return json.dumps(document, indent=2)
 
 
 def to_junit(url: str, answers: list[Answer]) -> str:
@@ -67,7 +68,7 @@ def to_junit(url: str, answers: list[Answer]) -> str:
     counts = Counter(answer.verdict for answer in answers)
     suite = ET.Element(
         "testsuite",
-        name=f"infer-scaffold probe {url}",
+        name=_legal(f"infer-scaffold probe {url}"),
         tests=str(len(answers)),
         failures=str(counts[Verdict.FAIL]),
         errors="0",
@@ -89,7 +90,7 @@ def to_junit(url: str, answers: list[Answer]) -> str:
                 f"request: {answer.request}\ngot: {answer.got}\nwanted: {answer.wanted}"
             )
         elif answer.verdict is Verdict.SKIP:
-            ET.SubElement(case, "skipped", message=answer.reason)
+            ET.SubElement(case, "skipped", message=_legal(answer.reason))
     ET.indent(suite)
     return ET.tostring(suite, encoding="unicode", xml_declaration=True)
 

@@ -1,6 +1,6 @@
 """Ask a running service all questions, one after the other."""
 
-import json
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
@@ -14,14 +14,16 @@ from infer_scaffold.errors import UserError
 from infer_scaffold.probe import health, uploads
 from infer_scaffold.probe.model import Answer, Question, Skip, Unmet, Verdict
 from infer_scaffold.probe.questions import QUESTIONS
+from infer_scaffold.probe.sse import from_json
 from infer_scaffold.probe.target import Target, broken, short
 
+_CLEANING = 10.0  # seconds in which what was uploaded is deleted
 _TRIED = 8  # models of a list that are asked what they can do
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to ask. `timeout` is in seconds and holds for each request."""
+    """How to ask. `timeout` is in seconds and holds for each whole answer, `longest` for all."""
 
     key: str | None = None
     timeout: float = 60.0
@@ -29,6 +31,7 @@ class Options:
     embeddings_model: str | None = None
     pid: int | None = None
     destructive: bool = False
+    longest: float = 1800.0
 
 
 async def probe(
@@ -47,16 +50,33 @@ async def probe(
         if question.code in codes and (options.destructive or not question.destructive)
     ]
     answers = []
-    async with _target(url, options) as target:
+    end = asyncio.get_running_loop().time() + options.longest
+    async with _target(url, options, end) as target:
         try:
             for question in asked:
-                answer = await _ask(question, target)
+                answer = await _ask_until(end, question, target, options.longest)
                 answers.append(answer)
                 tell(answer)
         finally:
-            with suppress(Unmet):  # It may have left.
-                await uploads.clean(target)
+            with suppress(Unmet, TimeoutError):  # It may have left.
+                async with asyncio.timeout(_CLEANING):
+                    await uploads.clean(target)
     return answers
+
+
+async def _ask_until(end: float, question: Question, target: Target, longest: float) -> Answer:
+    """Ask while there is time. The question that is cut off fails, so that no run passes by it."""
+    now = asyncio.get_running_loop().time()
+    if now >= end:
+        reason = f"the {longest:g} s of --max-seconds are over"
+        return Answer(question, Verdict.SKIP, 0.0, reason=reason)
+    try:
+        async with asyncio.timeout_at(end):
+            return await _ask(question, target)
+    except TimeoutError:
+        request = target.last.request if target.last else ""
+        got = f"no end within the {longest:g} s of --max-seconds"
+        return Answer(question, Verdict.FAIL, end - now, request, got, "answers in time")
 
 
 async def _ask(question: Question, target: Target) -> Answer:
@@ -71,7 +91,7 @@ async def _ask(question: Question, target: Target) -> Answer:
         return answer(Verdict.SKIP, reason=str(skip))
     except Unmet as unmet:
         return answer(Verdict.FAIL, request=unmet.request, got=unmet.got, wanted=unmet.wanted)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:
         # Questions read answers as they should be: one that has another form ends here.
         request, got = (target.last.request, target.last.shown) if target.last else ("", "")
         wanted = f"an answer of OpenAI's form ({type(error).__name__}: {short(str(error))})"
@@ -80,7 +100,7 @@ async def _ask(question: Question, target: Target) -> Answer:
 
 
 @asynccontextmanager
-async def _target(url: str, options: Options) -> AsyncIterator[Target]:
+async def _target(url: str, options: Options, end: float) -> AsyncIterator[Target]:
     """The service, once it is known what it offers."""
     try:
         address = httpx2.URL(url if "://" in url else f"http://{url}")
@@ -92,7 +112,10 @@ async def _target(url: str, options: Options) -> AsyncIterator[Target]:
     if not possible:
         raise UserError(f"{url} is no address; give one like http://host:8000.")
     root = str(address).rstrip("/").removesuffix("/v1")
-    headers = {"user-agent": f"infer-scaffold-probe/{__version__}"}
+    headers = {
+        "user-agent": f"infer-scaffold-probe/{__version__}",
+        "accept-encoding": "identity",  # what unpacks to gigabytes arrives in no time
+    }
     if options.key:
         headers["authorization"] = f"Bearer {options.key}"
     # A connection of its own for each request: one that is kept may be closed by then, as servers
@@ -102,12 +125,24 @@ async def _target(url: str, options: Options) -> AsyncIterator[Target]:
         base_url=root, headers=headers, timeout=options.timeout, limits=limits, trust_env=False
     ) as client:
         target = Target(client, root, "/v1", options.key, options.timeout, options.pid)
-        try:
-            await client.get("/")
-        except httpx2.TransportError as error:
-            raise UserError(f"nothing answers at {root}: {broken(error)}; start it.") from None
-        await _discover(target, options)
+        await _discover_in_time(target, options, end)
         yield target
+
+
+async def _discover_in_time(target: Target, options: Options, end: float) -> None:
+    """Raise UserError if the service does not say what it offers."""
+    try:
+        async with asyncio.timeout_at(end):
+            async with asyncio.timeout(options.timeout), target.client.stream("GET", "/"):
+                pass  # The head is enough.
+            await _discover(target, options)
+    except (httpx2.HTTPError, UnicodeError, TimeoutError) as error:
+        raise UserError(f"nothing answers at {target.url}: {broken(error)}; start it.") from None
+    except Unmet as unmet:
+        raise UserError(
+            f"{target.url} does not say what it offers: {unmet.request} got {unmet.got}; "
+            "put that right, or give it more time with --timeout."
+        ) from None
 
 
 async def _discover(target: Target, options: Options) -> None:
@@ -134,7 +169,7 @@ async def _discover(target: Target, options: Options) -> None:
 
 def _ids(content: bytes) -> list[str]:
     try:
-        return [str(model["id"]) for model in json.loads(content)["data"]]
+        return [str(model["id"]) for model in from_json(content)["data"]]
     except (ValueError, KeyError, TypeError):
         return []
 
@@ -146,14 +181,21 @@ def _chat(model: str) -> dict[str, Any]:
 async def _first(
     target: Target, path: str, models: list[str], body: Callable[[str], dict[str, Any]]
 ) -> str | None:
-    """The first model that an endpoint answers with, if any."""
+    """The first model that an endpoint answers with, if any.
+
+    Where there is none and the service itself failed, it is asked on as if it had answered: its
+    questions fail, and do not seem to be out of place.
+    """
+    failed = None
     for model in models:
         reply = await target.send("POST", path, {"model": model} | body(model))
         if reply.status == 200:
             return model
         if reply.status in (404, 405, 501) and await _is_absent(target, path):
             return None
-    return None
+        if reply.status == 429 or reply.status >= 500:
+            failed = failed or model
+    return failed
 
 
 async def _is_absent(target: Target, path: str) -> bool:

@@ -1,5 +1,6 @@
 """The service that is asked: its address, what it offers, and what it answered."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from infer_scaffold.probe import sse
 from infer_scaffold.probe.model import Skip, Unmet
 
 _SHOWN = 300  # characters of a body
+_MOST = 10_000_000  # bytes of an answer
 TELL_STORY: list[dict[str, str]] = [
     {"role": "user", "content": "Count from one to one hundred, in words, one after the other."}
 ]
@@ -42,7 +44,7 @@ class Reply:
     def json(self) -> Any:
         """Return the body as JSON. Raises Unmet if it is none."""
         try:
-            return json.loads(self.content)
+            return sse.from_json(self.content)
         except ValueError:
             raise self.unmet("a body that is JSON") from None
 
@@ -156,15 +158,18 @@ class Target:
         request = describe(method, path, body)
         started = time.perf_counter()
         try:
-            response = await self.client.request(method, path, headers=headers, **more)
-        except httpx2.TimeoutException:
-            got = f"nothing within {self.timeout:g} s"
+            async with (
+                asyncio.timeout(self.timeout),
+                self.client.stream(method, path, headers=headers, **more) as response,
+            ):
+                content = b"".join([read async for read in _reads(response, request)])
+        except (httpx2.TimeoutException, TimeoutError):
+            got = f"no whole answer within {self.timeout:g} s"
             raise Unmet(request, got, "an answer") from None
-        except httpx2.TransportError as error:
+        except (httpx2.HTTPError, UnicodeError) as error:
             raise Unmet(request, broken(error), "an answer") from None
         seconds = time.perf_counter() - started
-        status, content = response.status_code, response.content
-        self.last = Reply(request, status, response.headers, content, seconds)
+        self.last = Reply(request, response.status_code, response.headers, content, seconds)
         return self.last
 
     @asynccontextmanager
@@ -179,19 +184,23 @@ class Target:
             raise Unmet(
                 request, f"nothing for {self.timeout:g} s", "the next event, or the end"
             ) from None
-        except httpx2.TransportError as error:
+        except httpx2.HTTPError as error:
             raise Unmet(request, broken(error), "a stream that ends with [DONE]") from None
 
     async def stream(self, body: dict[str, Any]) -> Stream:
         """Read a streamed chat answer to its end. Raises Unmet like `send`."""
         started = time.perf_counter()
         reads = []
-        async with self.open(body) as response:
-            async for read in response.aiter_bytes():
-                reads.append((time.perf_counter() - started, read))
+        request = describe("POST", self.chat_path, body | {"stream": True})
+        try:
+            async with asyncio.timeout(self.timeout), self.open(body) as response:
+                async for read in _reads(response, request):
+                    reads.append((time.perf_counter() - started, read))
+        except TimeoutError:
+            got = f"no end within {self.timeout:g} s"
+            raise Unmet(request, got, "a stream that ends with [DONE]") from None
         closed = time.perf_counter() - started
         content = b"".join(read for _, read in reads)
-        request = describe("POST", self.chat_path, body | {"stream": True})
         reply = Reply(request, response.status_code, response.headers, content, closed)
         self.last = reply
         events, rest = sse.parse(reads)
@@ -220,6 +229,20 @@ class Target:
         found: Stream = self.kept["stream"]
         found.reply.require(200)
         return found
+
+
+async def _reads(response: httpx2.Response, request: str) -> AsyncIterator[bytes]:
+    """The body as it comes, without unpacking. Raises Unmet for one that is packed or endless."""
+    packed = response.headers.get("content-encoding", "identity")
+    if packed != "identity":
+        raise Unmet(request, f"content-encoding: {packed}", "a body as it is, as was asked for")
+    size = 0
+    async for read in response.aiter_raw():
+        size += len(read)
+        if size > _MOST:
+            got = f"a body of more than {_MOST // 1_000_000} MB"
+            raise Unmet(request, got, "an answer that ends")
+        yield read
 
 
 def describe(method: str, path: str, body: Any) -> str:

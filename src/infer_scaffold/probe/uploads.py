@@ -18,6 +18,7 @@ _NAME = "probe größe.bin"
 _ANNOUNCED = 1 << 40  # bytes, which no limit allows
 _PATIENCE = 10.0  # seconds until a body that is announced has to be refused
 _SENT = 1 << 30  # bytes, at most, where the limit is looked for by sending
+_BODY = 1 << 16  # bytes of an answer that are read
 _PIECE = bytes(1 << 20)
 _HELD = 64 << 20  # bytes of memory that an upload may take
 
@@ -104,14 +105,14 @@ async def _streamed(target: Target) -> None:
     memory = asyncio.create_task(_most_memory(target.pid))
     sent = 0
     try:
-        with suppress(OSError):  # closed in the middle, after the answer or without one
-            writer.write(_head(target, "transfer-encoding: chunked") + _chunk(_part()))
-            while sent < _SENT and not answer.done():
-                writer.write(_chunk(_PIECE))
-                await writer.drain()
-                sent += len(_PIECE)
-            writer.write(_chunk(b"\r\n--probe--\r\n") + _chunk(b""))
         async with asyncio.timeout(target.timeout):
+            with suppress(OSError):  # closed in the middle, after the answer or without one
+                writer.write(_head(target, "transfer-encoding: chunked") + _chunk(_part()))
+                while sent < _SENT and not answer.done():
+                    writer.write(_chunk(_PIECE))
+                    await writer.drain()
+                    sent += len(_PIECE)
+                writer.write(_chunk(b"\r\n--probe--\r\n") + _chunk(b""))
             reply = await answer
     except TimeoutError:
         got = f"nothing within {target.timeout:g} s after {sent >> 20} MiB"
@@ -156,7 +157,11 @@ async def _connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.Stream
     url = httpx2.URL(target.url)
     secure = ssl.create_default_context() if url.scheme == "https" else None
     port = url.port or (443 if secure else 80)
-    return await asyncio.open_connection(url.host, port, ssl=secure)
+    try:
+        async with asyncio.timeout(target.timeout):
+            return await asyncio.open_connection(url.host, port, ssl=secure)
+    except (TimeoutError, OSError) as error:
+        raise Unmet(f"POST {target.api}/files", broken(error), "a connection") from None
 
 
 def _head(target: Target, length: str) -> bytes:
@@ -190,10 +195,13 @@ async def _read(reader: asyncio.StreamReader, request: str) -> Reply:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     except asyncio.IncompleteReadError:
         raise ConnectionError("closed without an answer") from None
+    except asyncio.LimitOverrunError:
+        raise ConnectionError("headers without an end") from None
     status, *lines = head.split("\r\n")
     pairs = (line.partition(":") for line in lines if line)
     headers = httpx2.Headers([(name, value.strip()) for name, _, value in pairs])
-    body = await reader.read(int(headers.get("content-length", 1 << 16)))
+    length = int(headers.get("content-length", _BODY))
+    body = await reader.read(min(max(length, 0), _BODY))
     return Reply(request, int(status.split()[1]), headers, body, 0.0)
 
 
