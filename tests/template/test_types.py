@@ -33,7 +33,11 @@ PROVIDED = {
 the versions that it asks for.
 """
 
-BEHIND = {"pillow": r"\.to_pil\(", "python-multipart": r"\bForm\("}
+BEHIND = {
+    "fastapi-offline": r'"fastapi_offline"',
+    "pillow": r"\.to_pil\(",
+    "python-multipart": r"\bForm\(",
+}
 """Dependencies that another library imports, and the code that makes it do so."""
 
 VARIANTS: list[Answers] = [{"endpoints": list(some)} for some in subsets(CHOICES["endpoints"])]

@@ -1,5 +1,6 @@
 """`python -m <package>`: the service behind uvicorn, with a shutdown that finishes its answers."""
 
+import ipaddress
 import logging
 import os
 import signal
@@ -56,6 +57,14 @@ def check_device(settings: Settings) -> None:
         raise SystemExit(2) from None
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def main() -> None:
     try:
         settings = Settings()
@@ -69,6 +78,8 @@ def main() -> None:
         # No end: Kubernetes and other tools put variables of their own there.
         logger.warning(sentence)
     check_device(settings)
+    if not settings.api_keys and not is_loopback(settings.host):
+        logger.warning("%s is open to the network, and no INFER_API_KEYS are set", settings.host)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -77,6 +88,7 @@ def main() -> None:
         http=partial(BoundedProtocol, limit=connection_limit(settings.max_connections)),  # type: ignore[arg-type]
         log_config=None,
         access_log=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=5,
     )
     DrainingServer(config, app.state.drain, settings.drain_seconds).run()

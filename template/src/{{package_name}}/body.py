@@ -72,9 +72,14 @@ class BodyMiddleware:
             await self.app(scope, receive, send)
             return
         body = Body(self, scope["path"], receive, send)
-        announced = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "")
+        encoding = headers.get("content-encoding", "identity").lower()
+        body.is_text = "json" in headers.get("content-type", "")
         try:
-            if announced.isdecimal() and int(announced) > body.limit:
+            if encoding != "identity":
+                await error_response(body.encoded(encoding))(scope, receive, body.send)
+            elif announced.isdecimal() and int(announced) > body.limit:
                 await error_response(body.too_large())(scope, receive, body.send)
             else:
                 await self.app(scope, body.receive, body.send)
@@ -90,6 +95,7 @@ class Body:
         self.held = 0
         self._limits = limits
         self.is_json = path not in limits.uploads
+        self.is_text = False
         self._receive, self._send = receive, send
         self._size = self._structure = 0
         self._waited = self._longest_wait = 0.0
@@ -137,6 +143,12 @@ class Body:
         return message
 
     def _count(self, piece: bytes) -> None:
+        if self.is_text and b"\0" in piece:  # as UTF-16 has, which Python's JSON would read
+            raise self.refusal(
+                "The body is not valid UTF-8 text: it has a NUL byte.",
+                status.HTTP_400_BAD_REQUEST,
+                "invalid_json",
+            )
         self._structure += structure(piece)
         if self._structure > MAX_STRUCTURE:
             raise self.refusal(
@@ -169,6 +181,14 @@ class Body:
             message = await self._receive()
             size += len(message.get("body", b""))
             more = message.get("more_body", False)
+
+    def encoded(self, encoding: str) -> APIError:
+        return self.refusal(
+            f"The Content-Encoding {encoding!r} is not read. Send the body as it is.",
+            status.HTTP_415_UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_encoding",
+            {"Accept-Encoding": "identity"},
+        )
 
     def too_large(self) -> APIError:
         return self.refusal(f"The request body is too large. The limit is {self.limit} bytes.")

@@ -7,6 +7,7 @@ shows its user "no body". https://platform.openai.com/docs/guides/error-codes
 import errno
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -14,8 +15,11 @@ from typing import Any
 from fastapi import FastAPI, Request, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, ValidationError
+from fastapi.routing import iter_route_contexts
+from pydantic import BaseModel, Field, ValidationError, field_validator
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.routing import Match
 
 from .models import errors as model_errors
@@ -35,6 +39,7 @@ DESCRIPTIONS = {
     404: "There is no such model, file or page",
     408: "The body of the request stalled",
     413: "The body of the request, or the file in it, is too large",
+    415: "The body of the request has a type or an encoding that is not read",
     429: "Too much work waits already",
     500: "The server had an error; its log says more under the request id",
     503: "The server cannot answer now: it is shutting down, or what it needs does not work",
@@ -45,12 +50,37 @@ RETRIED = (429, 503)
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
+LONG_WORD = re.compile(r"([^\s'\"]{64})[^\s'\"]{16,}")
+MAX_MESSAGE = 1000
+MAX_ENDPOINTS = 20
+"""Of a message: how much of what a client sent, and of what this service has, it may repeat"""
+
+OBJECT_TYPES = ("dict_type", "model_attributes_type", "model_type")
+"""pydantic's errors where an object was wanted"""
+
+NOT_PARSED = "There was an error parsing the body"
+"""FastAPI's words for everything that parsing can raise"""
+
+FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
+
+
+def bounded(text: str) -> str:
+    """`text` with its middle and its longest words cut: it may repeat what a client sent."""
+    if len(text) > MAX_MESSAGE:
+        text = f"{text[: MAX_MESSAGE - 200]} … {text[-200:]}"
+    return LONG_WORD.sub(r"\1…", text)
+
 
 class ErrorDetail(BaseModel):
     message: str = Field(description="What is wrong, for a person")
     type: str = Field(description="Class of the error")
     param: str | None = Field(None, description="Field of the request that is to blame")
     code: str | None = Field(None, description="Stable name of the error, for a program")
+
+    @field_validator("message", "param")
+    @classmethod
+    def bound(cls, value: str | None) -> str | None:
+        return value and bounded(value)
 
 
 class ErrorEnvelope(BaseModel):
@@ -201,7 +231,45 @@ def allowed_methods(request: Request) -> str:
         scope = {"type": "http", "method": method, "path": path, "root_path": root_path}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
-    return ", ".join(filter(is_allowed, METHODS))
+    allowed = set(filter(is_allowed, METHODS))
+    if "GET" in allowed:
+        allowed.add("HEAD")
+    return ", ".join(sorted(allowed))
+
+
+def unknown_url(request: Request) -> str:
+    """The message of a 404 for a URL that no route has. A wrong base URL is the usual cause."""
+    known = [
+        f"{'/'.join(sorted(route.methods or ()))} {route.path_format}"
+        for route in iter_route_contexts(request.app.routes)
+        if getattr(route, "include_in_schema", False)
+    ]
+    asked = f"Unknown URL: {request.method} {bounded(request.url.path)}."
+    return f"{asked} This service has: {', '.join(known[:MAX_ENDPOINTS])}."
+
+
+def unparsed_body(error: HTTPException) -> APIError:
+    """The error of a body that is no JSON, or no form, by what made its parser fail."""
+    match error.__cause__:
+        case UnicodeDecodeError():
+            message, code = "The body is not valid UTF-8.", "invalid_json"
+        case RecursionError():
+            message, code = "The body is not valid JSON: it is nested too deeply.", "invalid_json"
+        case ValueError():
+            message, code = "The body is not valid JSON: a number is too long.", "invalid_json"
+        case _:
+            message, code = str(error.detail), "invalid_form"
+    return APIError(error.status_code, message, code=code, headers=error.headers)
+
+
+def type_wanted(request: Request, body: object) -> str | None:
+    """The Content-Type that the route wants, if that of the request is another one."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if isinstance(body, bytes):  # as it came: FastAPI parses JSON of a JSON type alone
+        return "application/json"
+    if isinstance(body, FormData) and given not in FORM_TYPES:
+        return FORM_TYPES[0]
+    return None
 
 
 def no_room(cause: OSError) -> APIError:
@@ -223,12 +291,21 @@ async def handle_http_exception(request: Request, error: Exception) -> JSONRespo
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
         error.headers = {**(error.headers or {}), "Allow": allowed_methods(request)}
     if error.status_code == status.HTTP_404_NOT_FOUND and error.detail == "Not Found":
-        error.detail = f"Unknown URL: {request.method} {request.url.path}"
+        error.detail = unknown_url(request)
+    if error.detail == NOT_PARSED or isinstance(error.__context__, MultiPartException):
+        error = unparsed_body(error)
     return error_response(error)
 
 
 async def handle_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    if wanted := type_wanted(request, error.body):
+        message = f"Content-Type must be {wanted}."
+        return error_response(
+            APIError(
+                status.HTTP_415_UNSUPPORTED_MEDIA_TYPE, message, code="unsupported_content_type"
+            )
+        )
     problems = error.errors()
     # Of a union every member complains. The one that liked the type, or else the one that got
     # furthest, is the one that was meant.
@@ -243,6 +320,10 @@ async def handle_validation_error(request: Request, error: Exception) -> JSONRes
     if problem["type"] == "json_invalid":
         param, code = None, "invalid_json"
         message = f"The body is not valid JSON: {problem['ctx']['error']}."
+    elif problem["loc"] == ("body",) and problem["type"] == "missing":
+        code, message = "invalid_json", "The body is empty. Send a JSON object."
+    elif problem["loc"] == ("body",) and problem["type"] in OBJECT_TYPES:
+        message = "The body must be a JSON object."
     return error_response(
         APIError(
             status.HTTP_400_BAD_REQUEST,

@@ -110,7 +110,7 @@ class ModelRegistry:
         """
         entry = self._find(name)
         if not issubclass(entry.spec.model_class, model_class):
-            raise UnknownModel(f"The model {name!r} does not serve this endpoint.")
+            raise UnknownModel(f"The model {name[:64]!r} does not serve this endpoint.")
         entry.users += 1  # before any await: from here on, it is not idle
         try:
             model = await self._load(entry) if entry.model is None or entry.dead else entry.model
@@ -165,7 +165,8 @@ class ModelRegistry:
         for entry in self._entries.values():
             if name == entry.spec.id or name in entry.spec.aliases:
                 return entry
-        raise UnknownModel(f"The model {name!r} does not exist. GET /v1/models lists what does.")
+        shown = repr(name[:64])
+        raise UnknownModel(f"The model {shown} does not exist. GET /v1/models lists what does.")
 
     async def _load(self, entry: Entry) -> Model:
         """The model, once it is loaded. Raises LoadFailed, or Unavailable while shutting down."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from ..dependencies import RegistryDep
 
-router = APIRouter(prefix="/health", tags=["health"])  # HEAD: some load balancers ask so
+router = APIRouter(prefix="/health", tags=["health"])
 
 
 class LoadedModel(BaseModel):
@@ -49,7 +49,6 @@ def why_not_ready(request: Request, registry: RegistryDep) -> str | None:
     return None
 
 
-@router.head("", include_in_schema=False)
 @router.get("", response_model_exclude_none=True)
 async def get_health(request: Request, registry: RegistryDep) -> Health:
     """What runs where, for people and dashboards. Always a 200: the verdict is in the body."""
@@ -68,14 +67,12 @@ async def get_health(request: Request, registry: RegistryDep) -> Health:
     )
 
 
-@router.head("/live", include_in_schema=False)
 @router.get("/live")
 async def get_liveness() -> Liveness:
     """Answers as long as the event loop turns. A failure calls for a restart."""
     return Liveness()
 
 
-@router.head("/ready", include_in_schema=False)
 @router.get(
     "/ready",
     response_model_exclude_none=True,
