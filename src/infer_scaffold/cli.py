@@ -435,7 +435,7 @@ def main() -> NoReturn:
         code = app(standalone_mode=False, prog_name="infer-scaffold")
     except (UserError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        typer.echo(f"error: {' '.join(message.split())}", err=True)
+        typer.echo(f"error: {visible(' '.join(message.split()))}", err=True)
         code = 2
     if code == 130:
         typer.echo("Cancelled: nothing was written.", err=True)
