@@ -154,9 +154,11 @@ class EmbeddingsModel(Model):
                 index = len(tokenized)
                 if len(tokens) > limit:
                     raise ContextExceeded(limit, f"input {index} has {len(tokens)} tokens", "input")
-                if given and not all(0 <= token < vocabulary for token in tokens):
+                # A tokenizer may have more tokens than the model, too.
+                if unknown := [token for token in tokens if not 0 <= token < vocabulary]:
                     raise InvalidInput(
-                        f"Input {index} has a token that is not in the vocabulary of {vocabulary}.",
+                        f"Input {index} has the token {unknown[0]}, which is not in the vocabulary "
+                        f"of {vocabulary}.",
                         "input",
                     )
                 tokenized.append(tokens)
