@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -333,3 +334,23 @@ class TestCopierItself:
             assert result.returncode != 0
             assert words in result.stderr
             assert not (tmp_path / "server").exists()
+
+
+@pytest.mark.parametrize(
+    ("devices", "is_cpu_build"),
+    [(["cpu"], True), (["cpu", "mps"], True), (["cpu", "cuda"], False), (["mps"], False)],
+)
+def test_uv_takes_torch_for_the_cpu_where_there_is_no_cuda(
+    devices: list[str], is_cpu_build: bool, tmp_path: Path
+) -> None:
+    generate.render({"project_name": "server", "devices": devices}, tmp_path / "server")
+
+    tools = tomllib.loads((tmp_path / "server" / "pyproject.toml").read_text())["tool"]
+    assert ("uv" in tools) is is_cpu_build
+    if is_cpu_build:
+        [index], [source] = tools["uv"]["index"], tools["uv"]["sources"]["torch"]
+        assert source["index"] == index["name"]
+        assert index["explicit"]
+    readme = (tmp_path / "server" / "README.md").read_text()
+    assert "`uv sync`" in readme
+    assert ("[[tool.uv.index]]" in readme) is (devices == ["cpu", "cuda"])

@@ -2,11 +2,13 @@
 
 import datetime
 import inspect
+import os
 import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -115,8 +117,9 @@ def new(
     if not (ask or yes):
         typer.echo("Not a terminal: the defaults answer what no flag does.", err=True)
     project = generate.new(path, QUESTIONS, answers, ask=ask, repository=not no_git)
-    for line in _report(project, repository=not no_git):
-        typer.echo(line)
+    with _reporting(f"created {project.path}"):
+        for line in _report(project, repository=not no_git):
+            typer.echo(line)
     if not history.keeps_current():
         typer.echo(
             "Note: this checkout's template has changes that are not committed; "
@@ -172,20 +175,21 @@ def update(
             if not yes and sys.stdin.isatty() and sys.stdout.isatty():
                 typer.confirm("Go on?", default=True, abort=True)
         update.apply()
-        typer.echo(f"{step}: {_count(update.changes)}.")
-        skipped = update.of(updating.Kind.SKIPPED)
-        if skipped:
-            files = ", ".join(map(visible, skipped))
-            typer.echo(f"You deleted or moved these, so their changes are left out: {files}")
-        if conflicts:
-            for clash in merge.Clash:
-                files = ", ".join(
-                    visible(each.path) for each in update.changes if each.clash is clash
-                )
-                if files:
-                    typer.echo(clash.format(files=files), err=True)
-            raise typer.Exit(1)
-        typer.echo("Look at it with `git diff`, run the tests, and commit it.")
+        with _reporting(f"{step} is done"):
+            typer.echo(f"{step}: {_count(update.changes)}.")
+            skipped = update.of(updating.Kind.SKIPPED)
+            if skipped:
+                files = ", ".join(map(visible, skipped))
+                typer.echo(f"You deleted or moved these, so their changes are left out: {files}")
+            if conflicts:
+                for clash in merge.Clash:
+                    files = ", ".join(
+                        visible(each.path) for each in update.changes if each.clash is clash
+                    )
+                    if files:
+                        typer.echo(clash.format(files=files), err=True)
+                raise typer.Exit(1)
+            typer.echo("Look at it with `git diff`, run the tests, and commit it.")
 
 
 class Format(StrEnum):
@@ -428,18 +432,74 @@ def _report(project: "Project", *, repository: bool) -> list[str]:
 def main() -> NoReturn:
     """Run the command line. The only place where an error becomes a message and an exit code."""
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    code: Any = 2
+    try:
+        _prepare_streams()
+        _check_current_folder()
+        code = app(standalone_mode=False, prog_name="infer-scaffold")
+    except typer.TyperException as error:
+        _complain(f"error: {error.format_message()}")
+    except UserError as error:
+        _complain(f"error: {error}")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"error: {where}{error.strerror or error}; put that right and try again.")
+    if code == 130:
+        _complain("Cancelled: nothing was written.")
+    _drop_what_cannot_be_printed()
+    sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Put the null device where a stream is closed; without a standard output, refuse to begin.
+
+    Else the next file that is opened would get the number of the closed stream, and what a
+    program prints would go there.
+    """
+    output_is_closed = sys.stdout is None
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
     for stream in (sys.stdout, sys.stderr):
         # A path may hold bytes that are no text, and a terminal may know ASCII only.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if output_is_closed:
+        raise UserError("the standard output is closed; open it, or send it to /dev/null.")
+
+
+def _check_current_folder() -> None:
     try:
-        code = app(standalone_mode=False, prog_name="infer-scaffold")
-    except (UserError, typer.TyperException) as error:
-        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        typer.echo(f"error: {visible(' '.join(message.split()))}", err=True)
-        code = 2
-    if code == 130:
-        typer.echo("Cancelled: nothing was written.", err=True)
-    sys.exit(code)
+        Path.cwd()
+    except OSError as error:
+        raise UserError("the current folder is gone; change to another one.") from error
+
+
+@contextmanager
+def _reporting(done: str) -> Iterator[None]:
+    """Print about work that is done; where that fails, say at least so much."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{done}, but the rest cannot be printed: {error.strerror or error}."
+        ) from error
+
+
+def _complain(message: str) -> None:
+    with suppress(OSError):  # There is nowhere else to say it.
+        typer.echo(visible(" ".join(message.split())), err=True)
+
+
+def _drop_what_cannot_be_printed() -> None:
+    """Let Python's own flush at the end, which would print a traceback, find nothing to do."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _exit_on_sigterm(*_: object) -> NoReturn:
