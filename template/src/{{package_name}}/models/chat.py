@@ -15,7 +15,7 @@ from .device import Device
 from .errors import ContextExceeded, DeadlineExceeded, InvalidInput, Overloaded
 from .output import Chunk, FinishReason, SequenceReader, Vocabulary
 from .params import ChatOptions, SamplingOptions, SamplingParams
-from .prompt import Conversation, PromptEncoder
+from .prompt import Conversation, PromptEncoder, RawPrompt
 from .source import LOADING, local_folder
 from .tokens import Engine, TokenStream
 from .tools import SchemaRefused, ToolCallParser
@@ -133,6 +133,10 @@ class ChatModel(Model):
     def alive(self) -> bool:
         return self._engine.alive
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, as an answer would show it."""
+        return self._prompts.decode(tokens)
+
     @property
     def details(self) -> Mapping[str, str | None]:
         reason = self._engine.reason
@@ -144,7 +148,10 @@ class ChatModel(Model):
         self._grammar_executor.shutdown(cancel_futures=True)
 
     async def answer(
-        self, conversation: Conversation, options: ChatOptions, resources: AsyncExitStack
+        self,
+        conversation: Conversation | RawPrompt,
+        options: ChatOptions,
+        resources: AsyncExitStack,
     ) -> Answer:
         """Queues a request. Closing `resources` frees all that it holds.
 
@@ -221,12 +228,15 @@ class ChatModel(Model):
             self._grammars_waiting -= 1
 
     def _prepare(
-        self, conversation: Conversation, options: ChatOptions, grammar: "Grammar | None"
+        self,
+        conversation: Conversation | RawPrompt,
+        options: ChatOptions,
+        grammar: "Grammar | None",
     ) -> tuple[list[int], list[SamplingParams]]:
         """The prompt's tokens and the parameters of each sequence. Blocks. Raises InvalidInput."""
         prompt = self._prompts.encode(conversation)
-        self._check_known(prompt)
-        max_tokens = self._max_tokens(prompt, options)
+        self._check_known(prompt, conversation.param)
+        max_tokens = self._max_tokens(prompt, options, conversation.param)
         sampling = self._default_sampling | options.sampling
         if sampling.get("min_tokens", 0) > max_tokens:
             message = f"min_tokens: the answer has at most {max_tokens}"
@@ -245,7 +255,7 @@ class ChatModel(Model):
             for each in seeds
         ]
 
-    def _check_known(self, prompt: Sequence[int]) -> None:
+    def _check_known(self, prompt: Sequence[int], param: str) -> None:
         """Raises InvalidInput for a token of the tokenizer's that the model does not have.
 
         In a batch it would fail every request, on a GPU end the process.
@@ -253,20 +263,20 @@ class ChatModel(Model):
         highest = max(prompt, default=0)
         if highest >= self._engine.vocabulary:
             raise InvalidInput(
-                f"The messages contain {self._prompts.token(highest)!r} (token {highest}), "
+                f"The {param} contain {self._prompts.token(highest)!r} (token {highest}), "
                 f"which the model does not know: it has {self._engine.vocabulary} tokens.",
-                "messages",
+                param,
             )
 
-    def _max_tokens(self, prompt: Sequence[int], options: ChatOptions) -> int:
+    def _max_tokens(self, prompt: Sequence[int], options: ChatOptions, param: str) -> int:
         """Raises InvalidInput when prompt and answer do not fit the model or its KV cache."""
         limit, asked = self._engine.max_length, options.max_tokens
         room = limit - len(prompt)
         if room < 1:
-            however = f"the messages have {len(prompt)} tokens, which leaves no room for an answer"
-            raise ContextExceeded(limit, however, "messages")
+            however = f"the {param} have {len(prompt)} tokens, which leaves no room for an answer"
+            raise ContextExceeded(limit, however, param)
         if asked is not None and asked > room:
-            however = f"the messages have {len(prompt)} tokens and {asked} more are asked for"
+            however = f"the {param} have {len(prompt)} tokens and {asked} more are asked for"
             raise ContextExceeded(limit, however, options.max_tokens_name)
         return asked or min(room, self._default_max_tokens)
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .errors import ContextExceeded, InvalidInput, Unavailable
 from .tools import ToolLayout, read_layout
@@ -61,10 +61,30 @@ class Conversation:
     continue_final_message: bool = False
     """Whether it ends in the middle of the last message instead"""
 
+    param: ClassVar[str] = "messages"
+    """What the client calls it"""
+
     @property
     def estimated_tokens(self) -> int:
         """A guess that costs nothing: four characters a token."""
         return sum(len(message.get("content") or "") for message in self.messages) // 4
+
+
+@dataclass(frozen=True)
+class RawPrompt:
+    """What an answer goes on from as it stands, without a chat template."""
+
+    given: str | Sequence[int]
+    """A text or its tokens"""
+    add_special_tokens: bool = True
+    """Whether a text gets the tokens that begin one"""
+
+    param: ClassVar[str] = "prompt"
+    """What the client calls it"""
+
+    @property
+    def estimated_tokens(self) -> int:
+        return len(self.given) // 4 if isinstance(self.given, str) else len(self.given)
 
 
 def with_objects(conversation: Conversation) -> Conversation:
@@ -113,12 +133,14 @@ class PromptEncoder:
             reads_tools = False
         return read_layout(render) if reads_tools else None
 
-    def encode(self, conversation: Conversation) -> list[int]:
+    def encode(self, conversation: Conversation | RawPrompt) -> list[int]:
         """The prompt's tokens. Blocks.
 
         Raises InvalidInput when the template refuses the messages, or for far too many of them;
         Unavailable when the template does not work.
         """
+        if isinstance(conversation, RawPrompt):
+            return self._encode_raw(conversation)
         try:
             text = self._render_strictly(conversation)
         # Templates compute with what the client sent and raise whatever they like about it.
@@ -132,15 +154,31 @@ class PromptEncoder:
                     f"The model's chat template refuses these messages: {str(error)[:500]}",
                     "messages",
                 ) from error
-        if len(text) > self._max_characters:  # too long whatever its tokens are: not worth a look
-            however = f"the messages have {len(text)} characters, more than so many tokens can hold"
-            raise ContextExceeded(self._max_length, however, "messages")
+        self._check_characters(text, "messages")
         # The template writes the special tokens itself.
         tokens = list(self._tokenizer.encode(text, add_special_tokens=False))
         if not tokens:  # which no engine can continue
             message = "The model's chat template makes an empty prompt of these messages."
             raise InvalidInput(message, "messages")
         return tokens
+
+    def _encode_raw(self, prompt: RawPrompt) -> list[int]:
+        if not isinstance(prompt.given, str):
+            return list(prompt.given)
+        self._check_characters(prompt.given, prompt.param)
+        special = prompt.add_special_tokens
+        tokens = list(self._tokenizer.encode(prompt.given, add_special_tokens=special))
+        if not tokens:  # which no engine can continue
+            raise InvalidInput("prompt: is empty", prompt.param)
+        return tokens
+
+    def _check_characters(self, text: str, param: str) -> None:
+        if len(text) > self._max_characters:  # too long whatever its tokens are: not worth a look
+            however = f"the {param} have {len(text)} characters, more than so many tokens can hold"
+            raise ContextExceeded(self._max_length, however, param)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens))
 
     @cached_property
     def _is_broken(self) -> bool:

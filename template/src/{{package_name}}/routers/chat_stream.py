@@ -46,11 +46,16 @@ async def stream_events(answer: Answer, head: Head, with_usage: bool) -> AsyncGe
             usage = usage_of(answer.prompt_tokens, sum(completion_tokens))
             yield chunk_event(head, [], usage)
         yield DONE
-    except ModelError as error:
-        yield event(envelope_for(from_model_error(error)))
-    except Exception:
-        logger.exception("the stream failed")
-        yield event(envelope_for(internal_error(request_id_var.get() or "unknown")))
+    except Exception as error:
+        yield failure(error)
+
+
+def failure(error: Exception) -> bytes:
+    """The last event of a stream that fails."""
+    if isinstance(error, ModelError):
+        return event(envelope_for(from_model_error(error)))
+    logger.error("the stream failed", exc_info=error)
+    return event(envelope_for(internal_error(request_id_var.get() or "unknown")))
 
 
 def choices_of(chunk: Chunk) -> list[Choice]:

@@ -173,12 +173,16 @@ class ChatRequest(GenerationRequest):
         )
 
     def forms(self) -> list[AnswerForm]:
-        forms = super().forms()
-        match self.response_format:
-            case JSONObjectFormat(json_schema=schema):
-                forms.append(AnswerForm("json", schema or {}, "response_format", strict=False))
-            case JSONSchemaFormat(json_schema=named):
-                strict = named.strict is True
-                schema = named.json_schema or {}
-                forms.append(AnswerForm("json", schema, "response_format", strict=strict))
-        return forms
+        return super().forms() + form_of(self.response_format)
+
+
+def form_of(response_format: ResponseFormat | None) -> list[AnswerForm]:
+    """None for text."""
+    match response_format:
+        case JSONObjectFormat(json_schema=schema):
+            return [AnswerForm("json", schema or {}, "response_format", strict=False)]
+        case JSONSchemaFormat(json_schema=named):
+            strict, schema = named.strict is True, named.json_schema or {}
+            return [AnswerForm("json", schema, "response_format", strict=strict)]
+        case _:
+            return []
