@@ -5,12 +5,13 @@ It leans on names that transformers does not promise to keep (`_get_logits_proce
 its minor version and `tests/test_batching.py` notices when one of them moves.
 """
 
+import asyncio
 import ctypes
 import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import ClassVar, NamedTuple
 
@@ -31,10 +32,12 @@ from transformers.generation.continuous_batching.requests import (
 from transformers.generation.continuous_batching.utils import logger as manager_logger
 from transformers.modeling_utils import PreTrainedModel
 
+from ..threads import WorkThread
 from .batch_splitting import BatchSplitter
 from .errors import Unavailable
 from .params import SamplingParams
 from .sampling import SamplingState, mark_choices
+from .stall import StallWatch
 from .tokens import TokenStream
 
 logger = logging.getLogger(__name__)
@@ -132,10 +135,12 @@ class BatchingEngine:
         max_batch_tokens: int,
         max_batch_requests: int,
         share_prefixes: bool = True,
+        stall_seconds: float = math.inf,
     ) -> None:
         """Takes the memory of the KV cache and starts the thread.
 
         share_prefixes: prompts that begin alike are computed once, where the model allows it.
+        stall_seconds: a step that takes longer never ends.
 
         Raises ValueError (or what transformers raises) for a model that cannot be batched.
         """
@@ -144,6 +149,9 @@ class BatchingEngine:
         self.max_sequences = max_batch_requests
         self._places: dict[str, Place] = {}
         self._states: dict[str, SamplingState] = {}
+        self._watch = StallWatch(stall_seconds)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Of the streams, once there was one"""
 
         config = ContinuousBatchingConfig(
             page_size=PAGE_SIZE,
@@ -177,15 +185,25 @@ class BatchingEngine:
         self.max_length: int = min(capacity, context)
         self.vocabulary: int = model.get_input_embeddings().weight.size(0)
         BatchSplitter(self._manager)
+        self._compute = self._manager._generation_step
+        self._manager._generation_step = self._compute_watched
         self._manager.start()
+
+    def _compute_watched(self) -> None:
+        with self._watch.step():
+            self._compute()
 
     @property
     def alive(self) -> bool:
         status = self._manager.background_thread_status
-        return self._manager.is_running() and status.fatal_error is None
+        runs = self._manager.is_running() and status.fatal_error is None
+        return runs and not self._watch.stalled(work_waits=bool(self._places))
 
     def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
         stream = TokenStream(len(params))
+        self._loop = asyncio.get_running_loop()
+        if not self._places and not self._watch.computing:
+            self._watch.moves()
         try:
             for index, each in enumerate(params):
                 self._add(prompt, each, stream, index)
@@ -267,11 +285,27 @@ class BatchingEngine:
         if thread is not None and thread.is_alive():
             interrupt(thread)
             thread.join(STOP_SECONDS)
+            # The interpreter would wait for it at its end.
+            WorkThread(target=thread.join, daemon=True).start()
 
     def stop(self) -> None:
+        if not self.alive:
+            self._fail_all()  # first, for a thread that hangs takes its time
+            self.discard()
+            return
         # A hard stop fails what is still running; its streams hear of it through `_deliver`.
         self._manager.stop(block=True, hard_stop=True)
         self._manager.destroy()
+
+    def _fail_all(self) -> None:
+        def fail() -> None:
+            for stream, _ in list(self._places.values()):
+                stream.fail(Unavailable("The model stopped working and is being restarted."))
+                self.cancel(stream)
+
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(fail)
 
     def _deliver(self, output: GenerationOutput) -> None:
         place = self._places.get(output.request_id)

@@ -103,6 +103,7 @@ def make_engine(
         eos_token_ids=eos_token_ids,
         max_length=min(context, settings.kv_cache_tokens),
         reason=reason,
+        stall_seconds=settings.stall_seconds,
     )
 
 
@@ -125,6 +126,7 @@ def proven_engine(
         kv_cache_tokens=settings.kv_cache_tokens,
         max_batch_tokens=settings.max_batch_tokens,
         max_batch_requests=settings.max_batch_requests,
+        stall_seconds=settings.stall_seconds,
     )
     started = time.monotonic()
     try:

@@ -132,6 +132,12 @@ class ModelRegistry:
         What fails stays wanted, and is logged.
         """
         for entry in self._entries.values():
+            if entry.model is not None and entry.dead:
+                # At once, whatever is loaded before it: its requests wait for an end.
+                logger.error("%s stopped working", entry.spec.id)
+                self.wanted.add(entry.spec.id)
+                self._unload(entry, entry.model)
+        for entry in self._entries.values():
             if entry.dead or entry.spec.id in self.wanted:
                 with suppress(LoadFailed):
                     await self._load(entry)
