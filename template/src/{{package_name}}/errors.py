@@ -206,6 +206,8 @@ def location(loc: Sequence[str | int], body: object, *, missing: bool = False) -
     pydantic also names the member of a union that it tried, by type or tag, which is no part of the
     path: those names are not in the body. Neither is a field that is missing, which comes last.
     """
+    if isinstance(body, FormData):  # flat, with names such as `expires_after[seconds]`
+        return str(loc[1]) if len(loc) > 1 else None
     path = ""
     # Of a query there is one parameter and no union in it.
     value = body if loc[0] == "body" else dict.fromkeys(loc[1:2])

@@ -46,6 +46,12 @@ class StoredFile(BaseModel):
     """As the client called it. It never becomes part of a path."""
     purpose: str
     page_count: int | None = None
+    expires_at: int | None = None
+    """Seconds since the epoch; from then on the file is gone"""
+
+    @property
+    def expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at <= time.time()
 
 
 @dataclass(frozen=True)
@@ -90,11 +96,21 @@ class FileStore:
         filename: str,
         purpose: str,
         pages: AsyncIterator[bytes] | None = None,
+        expires_after: int | None = None,
     ) -> StoredFile:
-        """Keeps a file and the images of its pages, all of it or nothing."""
+        """Keeps a file and the images of its pages, all of it or nothing.
+
+        The file is gone `expires_after` seconds later, if that is given.
+        """
         file_id = new_id()
+        created = int(time.time())
         file = StoredFile(
-            id=file_id, size=0, created_at=int(time.time()), filename=filename, purpose=purpose
+            id=file_id,
+            size=0,
+            created_at=created,
+            filename=filename,
+            purpose=purpose,
+            expires_at=created + expires_after if expires_after is not None else None,
         )
 
         async def counted() -> AsyncIterator[bytes]:
@@ -132,6 +148,8 @@ class FileStore:
             raise no_file(file_id) from error
         if file.id != file_id:
             logger.warning("the metadata of %s is that of another file", file_id)
+            raise no_file(file_id)
+        if file.expired:  # `sweep` deletes it
             raise no_file(file_id)
         return file
 
@@ -180,7 +198,8 @@ class FileStore:
         await self._delete_content(file_id)
 
     async def sweep(self, older_than: timedelta = timedelta(days=1)) -> None:
-        """Deletes what uploads and deletions that were cut short have left behind."""
+        """Deletes files that have expired, and what was cut short has left behind."""
+        await self._delete_expired()
         before = datetime.now(UTC) - older_than
         # Metadata is listed last: an upload that finishes meanwhile is seen to be complete.
         orphans = {
@@ -194,6 +213,13 @@ class FileStore:
             await self._delete_content(file_id)
         if self.folder:
             await asyncio.to_thread(delete_staged, self.folder, before)
+
+    async def _delete_expired(self) -> None:
+        for file_id in await self._visible_ids():
+            with suppress(FileNotFound, FileNotFoundError, ValidationError):
+                result = await obstore.get_async(self.objects, meta_path(file_id))
+                if StoredFile.model_validate_json(bytes(await result.bytes_async())).expired:
+                    await self.delete(file_id)
 
     async def _visible_ids(self) -> list[str]:
         if self.folder is None:

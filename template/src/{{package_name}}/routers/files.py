@@ -100,6 +100,7 @@ def as_file_object(file: StoredFile) -> File:
         purpose=file.purpose,
         status="processed",
         page_count=file.page_count,
+        expires_at=file.expires_at,
     )
 
 
@@ -117,7 +118,16 @@ async def upload_file(
     purpose: Annotated[UploadPurpose, Form(description="What the file is for")],
     convert_pdf: bool = Form(default=False, description="Render the pages of the PDF"),
     pdf_dpi: int = Form(default=150, ge=36, le=300, description="Resolution of the pages"),
-    expires_after: str | None = Form(default=None, alias="expires_after[seconds]"),
+    expires_anchor: Literal["created_at"] | None = Form(
+        default=None, alias="expires_after[anchor]", description="When the time begins to run"
+    ),
+    expires_after: int | None = Form(
+        default=None,
+        alias="expires_after[seconds]",
+        ge=3600,
+        le=2_592_000,
+        description="Seconds after which the file is gone",
+    ),
 ) -> File:
     """Keeps a file.
 
@@ -125,11 +135,12 @@ async def upload_file(
     - **purpose**: what it is for, as in OpenAI's API
     - **convert_pdf**: also render the pages, see `GET /v1/files/{file_id}/pages/{number}`
     - **pdf_dpi**: resolution of the rendered pages
+    - **expires_after**: anchor `created_at` and seconds, from an hour to 30 days
     """
     if not file.filename or len(file.filename) > MAX_FILENAME:
         raise bad_field("file", f"needs a file name of 1 to {MAX_FILENAME} characters")
-    if expires_after is not None:
-        raise bad_field("expires_after", "is not supported by this service")
+    if (expires_anchor is None) != (expires_after is None):
+        raise bad_field("expires_after", "needs both anchor and seconds")
     # The middleware counts the body while it arrives; the file in it is what the limit is about.
     if file.size is None or file.size > settings.max_upload_size:
         raise APIError(
@@ -146,7 +157,13 @@ async def upload_file(
         if convert_pdf:
             renderer: PdfRenderer = request.app.state.pdf_renderer
             pages = await resources.enter_async_context(renderer.render(file.file, pdf_dpi))
-        work = files.save(chunks_of(file), filename=file.filename, purpose=purpose, pages=pages)
+        work = files.save(
+            chunks_of(file),
+            filename=file.filename,
+            purpose=purpose,
+            pages=pages,
+            expires_after=expires_after,
+        )
         stored = await until_disconnect(request, work)
     return as_file_object(stored)
 
