@@ -350,6 +350,34 @@ async def x(user: Annotated[str, Depends(user)]):
     return StreamingResponse(events())
 """,
 )
+for prefix, verdict, body in (
+    ("", "partial", "return request.app.state.model  # !"),
+    ("", "partial", "model: object = request.state.model  # !\n    return model"),
+    ("", "default: pass", "return request.app.state.model"),
+    ("async ", "pass", "return request.app.state.model"),
+    ("", "pass", "return connect(request.app.state.url)"),
+    ("", "pass", "with request.app.state.lock:\n        return 1"),
+    ("", "pass", "for row in request.app.state.rows:\n        yield row"),
+):
+    mark = "  # !" if "# !" in body else ""
+    case(
+        f"IS201 a dependency that reads: {prefix}{verdict} {body}",
+        verdict,
+        f"""
+from typing import Annotated
+from fastapi import Depends, FastAPI, Request
+from database import connect
+app = FastAPI()
+{prefix}def get_model(request: Request):{mark}
+    {body.replace("  # !", "")}
+@app.post("/x")
+async def x(model: Annotated[object, Depends(get_model)]):
+    return 1
+@app.post("/y")
+async def y(model: Annotated[object, Depends(get_model)]):
+    return 1
+""",
+    )
 case(
     "IS201 a generator without async has a thread",
     "pass",

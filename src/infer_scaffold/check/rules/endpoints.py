@@ -28,10 +28,17 @@ def async_routes(service: Service, profile: Profile) -> tuple[Verdict, list[Find
         return Verdict.NA, []
     findings: dict[tuple[str, int, int], Finding] = {}
     synchronous = []
+    idle: dict[tuple[object, int], Finding] = {}
     for route in service.routes:
         for start in (route.function, *service.dependencies(route.function)):
-            if not start.is_async:
-                continue  # FastAPI runs it in a thread
+            if not start.is_async:  # FastAPI runs it in a thread
+                if start is not route.function and _only_reads(start):
+                    message = "The dependency only reads, yet takes a thread of a small pool."
+                    fix = "Make it `async def`: while all threads are busy, its routes wait."
+                    idle[start.module.path, start.node.lineno] = at(
+                        start.module, start.node, message, fix
+                    )
+                continue
             for function in service.reached(start):
                 for node, why in _blocking(service, function):
                     finding = at(function.module, node, f"{why} on the event loop.", _BLOCK_FIX)
@@ -42,10 +49,16 @@ def async_routes(service: Service, profile: Profile) -> tuple[Verdict, list[Find
             synchronous.append(at(route.function.module, route.function.node, message, fix))
     found = list(findings.values())
     if profile is Profile.STRICT:
-        found += synchronous
+        found += [*synchronous, *idle.values()]
     if findings:
         return Verdict.FAIL, found
     return (Verdict.PARTIAL, found) if found else (Verdict.PASS, [])
+
+
+def _only_reads(function: Function) -> bool:
+    """Whether a function calls nothing, and so cannot block."""
+    calls = ast.Call | ast.With | ast.For | ast.Import | ast.ImportFrom
+    return not any(isinstance(node, calls) for node in body_nodes(function.node))
 
 
 def _blocking(service: Service, function: Function) -> Iterator[tuple[ast.AST, str]]:
