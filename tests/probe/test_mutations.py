@@ -121,6 +121,35 @@ MUTATIONS = [
         destructive=True,
     ),
     Mutation(
+        "a call is in a chunk twice",
+        {"tool-stream"},
+        "IS501",
+        swap(
+            "routers/chat_stream.py",
+            (
+                "    choices = [Choice(",
+                "    for each in deltas:\n"
+                "        each.tool_calls = each.tool_calls and each.tool_calls * 2\n"
+                "    choices = [Choice(",
+            ),
+        ),
+    ),
+    Mutation(
+        "calls that were cut off are refused",
+        {"cut-off-calls"},
+        "IS501",
+        swap(
+            "schemas/chat_messages.py",
+            ("            return self.arguments\n", "            raise\n"),
+        ),
+    ),
+    Mutation(
+        "too long a context is told in other words",
+        {"context-overflow"},
+        "IS501",
+        swap("models/errors.py", ("This model's maximum context length is", "The model holds")),
+    ),
+    Mutation(
         "a stream says it is text",
         {"stream-media-type"},
         "IS301",

@@ -56,6 +56,78 @@ async def _chunks(target: Target) -> None:
                 raise stream.unmet(f"data: {short(event.data)}", wanted) from None
 
 
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"place": {"enum": ["Paris", "Ulm"]}},
+            "required": ["place"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+async def _tool_stream(target: Target) -> None:
+    await target.sample()
+    asked = {"tools": [_TOOL], "tool_choice": "required", "temperature": 0}
+    stream = await target.stream(target.chat(max_tokens=48, **asked))
+    if stream.reply.status in (400, 422, 501):
+        raise Skip(f"the service or its model calls no tools: {stream.reply.shown}")
+    stream.reply.require(200)
+    for chunk in stream.chunks:
+        for choice in chunk.get("choices") or []:
+            calls = (choice.get("delta") or {}).get("tool_calls") or []
+            places = [call.get("index") for call in calls]
+            if len(set(places)) < len(places):
+                wanted = "one entry an index in each chunk: clients take two for two calls"
+                raise stream.unmet(f"a chunk with the indices {places}", wanted)
+
+
+def _after_a_call(target: Target, arguments: str) -> dict[str, Any]:
+    function = {"name": "get_weather", "arguments": arguments}
+    call = {"id": "call00001", "type": "function", "function": function}
+    messages = [
+        {"role": "user", "content": "What is the weather in Paris?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call00001", "content": "Error: invalid JSON"},
+        {"role": "user", "content": "Go on."},
+    ]
+    return target.chat(max_tokens=1) | {"messages": messages}
+
+
+async def _cut_off_calls(target: Target) -> None:
+    body = _after_a_call(target, '{"place": "Paris"}')
+    reply = await target.send("POST", target.chat_path, body)
+    if reply.status in (400, 422, 501):
+        raise Skip(f"the service or its model knows no tools: {reply.shown}")
+    for arguments in ('{"', '{"place": "Pa', "null", ""):
+        body = _after_a_call(target, arguments)
+        reply = await target.send("POST", target.chat_path, body)
+        if reply.status != 200:
+            raise reply.unmet("200: a call that max_tokens cut off comes back in every later turn")
+
+
+async def _overflow(target: Target) -> None:
+    body = target.chat(max_tokens=1) | {
+        "messages": [{"role": "user", "content": "word " * 200_000}]
+    }
+    reply = await target.send("POST", target.chat_path, body)
+    if reply.status in (200, 413):
+        raise Skip("a million characters are not too long, or too long for the body's limit")
+    error = reply.require(400).json().get("error")
+    error = error if isinstance(error, dict) else {}
+    wanted = (
+        '"This model\'s maximum context length is N tokens" and the code context_length_exceeded, '
+        "by which clients tell it"
+    )
+    said = str(error.get("message"))
+    if "maximum context length is" not in said or error.get("code") != "context_length_exceeded":
+        raise reply.unmet(wanted)
+
+
 async def _embeddings(target: Target) -> None:
     from openai.types import CreateEmbeddingResponse
 
@@ -148,6 +220,11 @@ async def openai_python(target: Target) -> None:
 QUESTIONS = (
     Question("IS501", "chat-schema", "A chat answer has all that OpenAI's has.", _chat),
     Question("IS501", "chunk-schema", "A chunk has all that OpenAI's has.", _chunks),
+    Question("IS501", "tool-stream", "A chunk has one piece of each tool call.", _tool_stream),
+    Question("IS501", "cut-off-calls", "Calls that were cut off are taken back.", _cut_off_calls),
+    Question(
+        "IS501", "context-overflow", "Too long a context is told in OpenAI's words.", _overflow
+    ),
     Question("IS501", "embeddings-schema", "Embeddings have all that OpenAI's have.", _embeddings),
     Question("IS501", "embeddings-base64", "Embeddings come as base64, too.", _base64),
     Question("IS502", "openai-python", "OpenAI's client reads the answers.", openai_python),
