@@ -15,7 +15,7 @@ from typing import TypeVar
 from ..threads import collector_paused, run_in_thread
 from .base import Model, ModelSpec
 from .device import Device
-from .errors import LoadFailed, SourceError, Unavailable, UnknownModel
+from .errors import DeadlineExceeded, LoadFailed, SourceError, Unavailable, UnknownModel
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,12 @@ class ModelRegistry:
     a time, which `Entry` holds, so that neither a client that leaves nor the shutdown cuts it off.
     """
 
-    def __init__(self, specs: Iterable[ModelSpec], device: Device) -> None:
+    def __init__(
+        self, specs: Iterable[ModelSpec], device: Device, wait_seconds: float | None = None
+    ) -> None:
+        """wait_seconds: longest time that a request waits for its model to be loaded"""
         self.device = device
+        self._wait_seconds = wait_seconds
         self.created = int(time.time())
         self.wanted: set[str] = set()
         """Ids of the models without which the service is not ready, not loaded so far"""
@@ -106,14 +110,17 @@ class ModelRegistry:
     async def use(self, name: str, model_class: type[M]) -> AsyncIterator[M]:
         """The model, loaded, and kept loaded until the block ends.
 
-        Raises UnknownModel, LoadFailed, or Unavailable while the service shuts down.
+        Raises UnknownModel, LoadFailed, DeadlineExceeded, or Unavailable while the service shuts
+        down.
         """
         entry = self._find(name)
         if not issubclass(entry.spec.model_class, model_class):
             raise UnknownModel(f"The model {name[:64]!r} does not serve this endpoint.")
         entry.users += 1  # before any await: from here on, it is not idle
         try:
-            model = await self._load(entry) if entry.model is None or entry.dead else entry.model
+            model = entry.model
+            if model is None or entry.dead:
+                model = await self._load_in_time(entry)
             if self._closed:
                 raise shutting_down()
             assert isinstance(model, model_class)
@@ -173,6 +180,14 @@ class ModelRegistry:
                 return entry
         shown = repr(name[:64])
         raise UnknownModel(f"The model {shown} does not exist. GET /v1/models lists what does.")
+
+    async def _load_in_time(self, entry: Entry) -> Model:
+        """`_load`, which goes on when this raises DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                return await self._load(entry)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"The model {entry.spec.id!r} is still being loaded.") from error
 
     async def _load(self, entry: Entry) -> Model:
         """The model, once it is loaded. Raises LoadFailed, or Unavailable while shutting down."""
