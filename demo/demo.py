@@ -49,7 +49,7 @@ def install() -> None:
 
 
 def generate() -> None:
-    step("infer-scaffold new myserver --yes")
+    step("infer-scaffold new myserver --yes --devices cpu")
     shutil.rmtree(PROJECT, ignore_errors=True)
     run(PYTHON, "-m", "infer_scaffold", "new", PROJECT, "--yes", "--devices", "cpu")
 

@@ -32,9 +32,9 @@ def test_every_flag(flag: str) -> None:
 
 
 def test_how_many_files_the_transcript_counts(tmp_path: Path) -> None:
-    files = generate.preview(tmp_path / "myserver", cli.QUESTIONS, {})
+    files = generate.preview(tmp_path / "myserver", cli.QUESTIONS, {"devices": ["cpu"]})
 
-    assert f"    Created .demo/myserver ({len(files)} files)." in README
+    assert f"    Created .demo/myserver ({len(files)} files, first commit on main)." in README
 
 
 @pytest.mark.parametrize("preset", PRESETS)

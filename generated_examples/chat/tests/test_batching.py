@@ -1,19 +1,25 @@
 """The batching engine: every request as if it were alone, and nobody left waiting."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from chat_server.models.batching import BatchingEngine
-from chat_server.models.errors import Unavailable
-from chat_server.models.params import SamplingParams
+from chat_server.models.chat import ChatModel
+from chat_server.models.device import Device
+from chat_server.models.errors import InvalidInput, Unavailable
+from chat_server.models.params import ChatOptions, SamplingParams
+from chat_server.models.prompt import Conversation
 from chat_server.models.tokens import TokenStream
+from chat_server.settings import Settings
 
-from .tiny_chat import build_chat_model
+from .tiny_chat import build_chat_model, build_recurrent_model
 
 pytestmark = pytest.mark.anyio
 
@@ -274,3 +280,32 @@ async def test_when_the_thread_dies_everybody_hears_of_it(
 
 async def test_longest_request_is_known(engine: BatchingEngine) -> None:
     assert engine.max_length == 2048  # the model's; the cache holds more
+
+
+@pytest.mark.parametrize("build", [build_chat_model, build_recurrent_model])
+async def test_a_token_that_the_model_lacks_fails_its_request_alone(
+    build: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """Tokenizers may have more tokens than the model has embeddings."""
+    folder = build(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<extra_{number}>" for number in range(100)])
+    tokenizer.save_pretrained(folder)
+    settings = Settings(_env_file=None, kv_cache_tokens=4096)
+    model = ChatModel.load(str(folder), Device("cpu", "float32"), settings)
+
+    async def ask(text: str, max_tokens: int = 5) -> int:
+        conversation = Conversation([{"role": "user", "content": text}])
+        async with AsyncExitStack() as resources:
+            answer = await model.answer(conversation, ChatOptions(max_tokens=max_tokens), resources)
+            return [chunk async for chunk in answer][-1].completion_tokens
+
+    try:
+        other = asyncio.create_task(ask("hello", 100))
+        with pytest.raises(InvalidInput, match="<extra_99>") as refused:
+            await ask("say <extra_99>")
+        assert refused.value.param == "messages"
+        assert await other > 0
+        assert model.alive
+    finally:
+        model.unload()

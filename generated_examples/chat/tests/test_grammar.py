@@ -1,7 +1,12 @@
 """Masks from random logits: whatever the model prefers, the answer has the shape asked for."""
 
 import json
+import re
+import sys
+import time
 from collections.abc import Callable
+from itertools import product
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -10,7 +15,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from chat_server.models import grammar as grammars
+from chat_server.models import grammar_trial
 from chat_server.models.grammar import Grammar, GrammarCompiler, Matcher, Tool, ToolLayout
+from chat_server.models.params import AnswerForm
+from chat_server.models.relaxing import DROPPED, FORMATS
 
 from .tiny_chat import build_tokenizer
 
@@ -266,6 +274,147 @@ def test_the_arguments_of_a_tool_are_refused_likewise() -> None:
         COMPILER.tool_calls(SPELLED, [*TOOLS, tool], free_text=True, parallel=True)
 
 
+UNENFORCED: dict[str, tuple[Any, Any, list[str], list[str]]] = {
+    "names": (
+        {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"enum": [1]}},
+        ["propertyNames"], ['{}', '{"a": 1}'], ['{"a": 2}', '[]'],
+    ),
+    "unique": (
+        {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "contains": {"const": 1}},
+        ["contains", "uniqueItems"], ["[1, 1]", "[]"], ["[3]"],
+    ),
+    "not": ({"type": "string", "not": {"const": "a"}, "maxLength": 1}, ["not"], ['"a"'], ['"aa"', "1"]),
+    "if": (
+        {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": False,
+         "if": {}, "then": {}, "else": {}, "dependentRequired": {"a": ["b"]}, "$dynamicAnchor": "x"},
+        ["$dynamicAnchor", "dependentRequired", "else", "if", "then"], ['{"a": 1}'], ["{}", '{"a": 2}'],
+    ),
+    "a property of that name": (
+        {"type": "object", "properties": {"not": {"enum": [1], "not": {}}}, "required": ["not"]},
+        ["not"], ['{"not": 1}'], ["{}", '{"not": 2}'],
+    ),
+    "format": (
+        {"type": "object", "properties": {"a": {"type": "string", "format": "uint32", "maxLength": 1},
+         "b": {"type": "string", "format": "date"}}, "required": ["a", "b"]},
+        ["format"], ['{"a": "x", "b": "2026-01-02"}'], ['{"a": "xx", "b": "2026-01-02"}', '{"a": "x", "b": "y"}'],
+    ),
+    "look-ahead": (
+        {"type": "array", "items": {"type": "string", "pattern": "^(?!b)", "maxLength": 1}, "maxItems": 1},
+        ["pattern"], ['["b"]'], ['["bb"]', '["b", "b"]'],
+    ),
+    "border": ({"type": "string", "pattern": r"\bfoo\b"}, ["pattern"], ['"bar"'], ["1"]),
+    "group": ({"type": "string", "pattern": r"(a|b)\1"}, ["pattern"], ['"ab"'], ["1"]),
+    "pattern of names": (
+        {"type": "object", "patternProperties": {"^(?=x)": {}, "^y$": {"const": 1}}, "additionalProperties": False},
+        ["patternProperties"], ['{"x": 2}', '{"y": 1}'], ['{"y": 2}'],
+    ),
+    "overlap": ({"oneOf": [{"type": "string"}, {"const": "a"}]}, [], ['"a"'], ["1"]),
+    "outside": (
+        {"type": "object", "properties": {"a": {"$ref": "https://example.com/s"}, "b": {"const": 1}}},
+        ["$ref"], ['{"a": [1], "b": 1}'], ['{"a": 1, "b": 2}'],
+    ),
+    "repeated keys": (
+        {"type": "object", "minProperties": 2, "additionalProperties": {"const": 1}},
+        ["minProperties"], ['{"a": 1}'], ['{"a": 2}'],
+    ),
+    "multiple": ({"type": "integer", "multipleOf": 999_983, "minimum": 5}, ["multipleOf"], ["7"], ["4"]),
+    "in a definition": (
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "array", "items": [{"const": 1}], "uniqueItems": True}}},
+        ["uniqueItems"], ["[1]"], ["[2]"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "dropped", "good", "bad"), UNENFORCED.values(), ids=UNENFORCED)
+def test_what_cannot_be_enforced_is_dropped_where_it_stands_and_nothing_else(
+    schema: Any,
+    dropped: list[str],
+    good: list[str],
+    bad: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    with pytest.raises(ValueError, match=r"enforce|overlap|outside|too large"):
+        COMPILER.json_schema(schema)
+    grammar = COMPILER.json_schema(schema, strict=False)
+    assert str(dropped) in caplog.text or not dropped
+    assert [text for text in good if not follows(grammar, text)] == []
+    assert [text for text in bad if follows(grammar, text)] == []
+
+
+@pytest.mark.parametrize("keyword", sorted(DROPPED))
+def test_only_what_is_refused_is_dropped(keyword: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f'"{keyword}"')):
+        COMPILER.json_schema({keyword: {}})
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_formats_that_are_kept_are_enforced(name: str) -> None:
+    assert COMPILER.json_schema({"type": "string", "format": name})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "text"},
+        {"type": "string", "minLength": 3, "maxLength": 1},
+        {"type": "string", "pattern": "("},
+        {"enum": "x"},
+        {"$ref": "#/$defs/nope"},
+        {"properties": {"a": None}},
+        {"enum": ["x" * 200_000]},
+    ],
+)
+def test_a_schema_that_is_none_is_refused_in_any_case(schema: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        COMPILER.json_schema(schema, strict=False)
+
+
+FORMS: dict[str, tuple[AnswerForm, list[str], list[str]]] = {
+    "regex": (AnswerForm("regex", r"^a/b\d{2}$", "x"), ["a/b12"], ["a/b1", "a/b123", "xa/b12"]),
+    "a dollar": (AnswerForm("regex", r"a\$", "x"), ["a$"], ["a"]),
+    "choice": (AnswerForm("choice", ["yes", 'n"o', "já 🎉"], "x"), ["yes", 'n"o', "já 🎉"], ["ye", ""]),
+    "lark": (
+        AnswerForm("grammar", 'start: greeting " " NAME\ngreeting: "hi" | "ho"\nNAME: /[a-z]+/', "x"),
+        ["hi bob", "ho x"], ["hi ", "he bob"],
+    ),
+    "gbnf": (
+        AnswerForm("grammar", 'root ::= "yes" | "no" rest\nrest ::= [a-c]+', "x"), ["yes", "noab"], ["no"],
+    ),
+    "json": (AnswerForm("json", {"type": "integer"}, "x"), ["12"], ['"a"']),
+    "object": (AnswerForm("json", {}, "x"), ["{}"], ["[]"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "good", "bad"), FORMS.values(), ids=FORMS)
+def test_forms(form: AnswerForm, good: list[str], bad: list[str]) -> None:
+    alone = COMPILER.form(form)
+    both = COMPILER.tool_calls(SPELLED, TOOLS, free_text=True, parallel=False, form=form)
+    for grammar in (alone, both):
+        assert [text for text in good if not follows(grammar, text)] == []
+        assert [text for text in bad if follows(grammar, text)] == []
+    call = SPELLED.prefix + "weather_now" + SPELLED.middle + "{}" + SPELLED.suffix
+    assert follows(both, call) and not follows(alone, call)
+    assert not follows(both, good[0] + call)
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        (AnswerForm("regex", "(?=a)b", "x"), "enforced"),
+        (AnswerForm("regex", "(", "x"), "enforced"),
+        (AnswerForm("grammar", "start: nowhere", "x"), "."),
+        (AnswerForm("grammar", "root ::= " + "(" * 5000, "x"), "cannot be read"),
+        (AnswerForm("grammar", "start: " + "(" * 5000, "x"), "."),
+        (AnswerForm("grammar", 'start: %json {"type": "string"}', "x"), "directive"),
+        (AnswerForm("grammar", "\n".join(f"r{i}: r{i + 1}" for i in range(5000)), "x"), "rules"),
+    ],
+)  # fmt: skip
+def test_forms_that_cannot_be_kept_are_refused(form: AnswerForm, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        COMPILER.form(form)
+
+
 def nested(depth: int) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(depth):
@@ -283,6 +432,51 @@ def test_a_deep_schema_does_not_end_the_process(build: Callable[[int], dict[str,
     COMPILER.json_schema(build(50))
     with pytest.raises(ValueError, match=r"deeper|too many"):
         COMPILER.json_schema(build(2900))
+
+
+def intersecting(count: int) -> list[dict[str, Any]]:
+    return [{"type": "string", "pattern": f"^.*a{number}.*$"} for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"patternProperties": {f"^{a}.*{b}$": {} for a, b in product(ascii_lowercase, repeat=2)}},
+        {"allOf": intersecting(24)},
+        {"type": "array", "items": {"allOf": intersecting(60)}},
+        {"properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"allOf": intersecting(30)}}},
+    ],
+    ids=["patternProperties", "allOf", "in a list", "behind a reference"],
+)
+def test_what_compiles_for_minutes_is_refused(schema: dict[str, Any]) -> None:
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="too complex"):
+        COMPILER.json_schema(schema)
+    assert time.monotonic() - started < 12
+    # The second time it costs nothing.
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="too complex"):
+        COMPILER.json_schema(schema)
+    assert time.monotonic() - started < 0.1
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"patternProperties": {f"^{letter}.*$": {} for letter in ascii_lowercase}},
+        {"properties": {"at": {"type": "string", "format": "date-time"}}},
+        {"allOf": [{"properties": {f"p{n}": {"type": "string"}}} for n in range(20)]},
+    ],
+)
+def test_what_is_usual_survives_its_trial(schema: dict[str, Any]) -> None:
+    COMPILER.json_schema(schema)
+
+
+def test_a_trial_that_crashes_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    monkeypatch.setattr(grammar_trial, "PROGRAM", [sys.executable, "-c", crash])
+    assert not grammar_trial.survives_trial("start: /a/")
+    assert grammar_trial.survives_trial('start: %json {"type": "object"}')  # needs none
 
 
 def test_the_parameters_of_a_tool_are_an_object() -> None:

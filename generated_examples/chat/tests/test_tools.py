@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from chat_server.models.prompt import PromptEncoder
+from chat_server.models.errors import InvalidInput
+from chat_server.models.prompt import Conversation, PromptEncoder
 from chat_server.models.tools import ToolCallParser, ToolLayout
 
 from .tiny_chat import build_tokenizer
@@ -75,6 +76,36 @@ def test_templates_that_no_grammar_can_follow(template: str) -> None:
     assert layout_of(template) is None
 
 
+@pytest.mark.parametrize("arguments", ["{", "[1]", '{"cut', "7"])
+def test_a_template_that_iterates_over_arguments_gets_an_object(arguments: str) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = XML
+    call = {"id": "1", "function": {"name": "f", "arguments": arguments}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    prompt = PromptEncoder(tokenizer, 100).encode(Conversation([message]))
+    assert f"<call>f<raw>{arguments}" in str(tokenizer.decode(prompt))
+
+
+def test_a_template_that_takes_texts_gets_the_text_itself() -> None:
+    tokenizer = build_tokenizer()
+    call = {"id": "1", "function": {"name": "f", "arguments": '{"cut'}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    tokenizer.chat_template = "{{ messages[0]['tool_calls'][0]['function']['arguments'] }}"
+    prompt = PromptEncoder(tokenizer, 100).encode(Conversation([message]))
+    assert tokenizer.decode(prompt) == '{"cut'
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["{{ 1 // 0 }}", "{{ messages[0].x.y }}", "{{ 0.5 + 10 ** 999 }}", "{{ none() }}"],
+)
+def test_whatever_a_template_raises_is_about_the_messages(statement: str) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "q{% if messages[0].content == 'odd' %}" + statement + "{% endif %}"
+    with pytest.raises(InvalidInput, match="chat template refuses"):
+        PromptEncoder(tokenizer, 100).encode(Conversation([{"role": "user", "content": "odd"}]))
+
+
 def parse(text: str, size: int) -> tuple[str, list[dict[str, Any]]]:
     parser = ToolCallParser(HERMES)
     plain = ""
@@ -82,6 +113,7 @@ def parse(text: str, size: int) -> tuple[str, list[dict[str, Any]]]:
     for start in range(0, len(text), size):
         shown, deltas = parser.push(text[start : start + size])
         plain += shown
+        assert len({delta.call for delta in deltas}) == len(deltas)
         for delta in deltas:
             if delta.name is not None:
                 calls.append({"name": delta.name, "arguments": ""})
@@ -116,3 +148,11 @@ def test_calls_are_told_from_text(
 ) -> None:
     expected = [{"name": name, "arguments": arguments} for name, arguments in calls]
     assert parse(text, size) == (plain, expected)
+
+
+@pytest.mark.parametrize("length", [1, 4, 10, 11, len(HERMES.prefix), len(HERMES.prefix) + 3])
+def test_a_required_call_that_is_cut_off_is_no_text(length: int) -> None:
+    parser = ToolCallParser(HERMES, "call")
+    begin = (HERMES.prefix + "function")[:length]
+    assert [parser.push(character) for character in begin] == [("", [])] * length
+    assert parser.flush() == ""

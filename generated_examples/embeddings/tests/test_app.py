@@ -32,7 +32,7 @@ def test_unknown_url_has_the_envelope(client: TestClient) -> None:
 def test_wrong_method_has_the_envelope(client: TestClient) -> None:
     response = client.post("/v1/models")
     assert_envelope(response, 405)
-    assert response.headers["allow"] == "GET"
+    assert response.headers["allow"] == "GET, HEAD"
 
 
 def test_unknown_model_has_the_envelope(client: TestClient) -> None:

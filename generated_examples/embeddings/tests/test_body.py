@@ -1,14 +1,21 @@
 """Bodies and heads that never end: clients that stall cost next to nothing."""
 
+import asyncio
 import json
 import signal
 import socket
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import httpx2
 import pytest
+
+from embeddings_server import body
+from embeddings_server.body import BodyMiddleware
+from embeddings_server.errors import APIError
+from embeddings_server.protocol import SPARE_CONNECTIONS, connection_limit
 
 from .conftest import Server, wait_until
 
@@ -55,6 +62,118 @@ def test_a_head_that_never_ends_is_cut_off(make_server: Callable[..., Any]) -> N
             connection.sendall(f"{HEAD}X-Filler: {'a' * 500_000}".encode())
             answer_of(connection)  # a TimeoutError where the server waits for more
         assert httpx2.get(f"{server.url}/v1/models").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def guarded_server(start: Callable[..., Server]) -> Server:
+    return start(api_keys="sk-one")
+
+
+ANSWERED = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n"
+"""A request that can be answered, for want of a key, before its end"""
+
+
+@pytest.mark.parametrize(
+    ("opening", "piece", "most"),
+    [
+        ("0\r\n", "X-A: " + "b" * 80 + "\r\n", 1_000_000),
+        ("0\r\nX: ", "a" * 1000, 1_000_000),
+        ("1;", "a" * 1000, 1_000_000),
+        ("", "1;ext=" + "a" * 100 + "\r\nx\r\n", 1_000_000),
+        ("", "10000\r\n" + "x" * 65536 + "\r\n", 20_000_000),
+    ],
+    ids=["trailers", "one trailer", "one extension", "extensions", "body after the answer"],
+)
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_is_no_body_is_cut_off(
+    narrow_server: Server,
+    guarded_server: Server,
+    refused: bool,
+    opening: str,
+    piece: str,
+    most: int,
+) -> None:
+    server = guarded_server if refused else narrow_server
+    before = server.resident_bytes()
+    pieces = piece.encode() * (65536 // len(piece) + 1)
+    sent = 0
+    with socket.create_connection(server.address, timeout=30) as connection:
+        connection.sendall((ANSWERED + opening).encode())
+        with suppress(ConnectionError):
+            while sent < most + 40_000_000:
+                connection.sendall(pieces)
+                sent += len(pieces)
+    # What the kernel takes in on both sides is not what the server has read.
+    assert sent < most + 10_000_000
+    assert server.resident_bytes() - before < 20_000_000
+    started = time.monotonic()
+    assert httpx2.get(f"{server.url}/v1/models").status_code == (401 if refused else 200)
+    assert time.monotonic() - started < 5
+
+
+def test_small_chunks_are_a_body(narrow_server: Server) -> None:
+    chunks = "".join(f"1\r\n{character}\r\n" for character in " " * 30_000 + "[]")
+    with socket.create_connection(narrow_server.address, timeout=30) as connection:
+        connection.sendall(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+async def read_in_pieces(waits: list[float]) -> int:
+    """The bytes that the service reads of a body that comes byte by byte, with these waits."""
+    size = 0
+    left = iter(waits)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(next(left))
+        return {"type": "http.request", "body": b" ", "more_body": size < len(waits) - 1}
+
+    async def read(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal size
+        while (await receive())["more_body"]:
+            size += 1
+
+    middleware = BodyMiddleware(read, limit=1000, timeout_seconds=60)
+    await middleware({"type": "http", "path": "/", "headers": []}, receive, lambda _: None)  # type: ignore[arg-type, return-value]
+    return size
+
+
+@pytest.mark.anyio
+async def test_a_slow_body_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "SLOW_SECONDS", 0.2)
+    with pytest.raises(APIError, match="bytes a second") as error:
+        await read_in_pieces([0.05] * 100)
+    assert error.value.status_code == 408
+    assert await read_in_pieces([0.001] * 100) == 99
+    assert await read_in_pieces([0.001] * 50 + [0.5] + [0.001] * 49) == 99
+
+
+def test_connections_beyond_the_limit(make_server: Callable[..., Server]) -> None:
+    server = make_server(max_connections=3)
+    with ExitStack() as idle:
+        for _ in range(3):
+            idle.enter_context(socket.create_connection(server.address))
+        wait_until(lambda: httpx2.get(f"{server.url}/v1/models").status_code == 503)
+        refused = httpx2.get(f"{server.url}/v1/models")
+        assert refused.json()["error"]["code"] == "overloaded"
+        assert refused.headers["retry-after"] == "1"
+        assert httpx2.get(f"{server.url}/health/live").status_code == 200
+        for _ in range(SPARE_CONNECTIONS):
+            idle.enter_context(socket.create_connection(server.address))
+        with socket.create_connection(server.address) as none_left:
+            assert answer_of(none_left).startswith(b"HTTP/1.1 503 Service Unavailable")
+    wait_until(lambda: httpx2.get(f"{server.url}/v1/models").status_code == 200)
+    assert server.log.read_text().count("more than 3 connections") == 1
+
+
+@pytest.mark.parametrize(("files", "most"), [(1_048_576, 1000), (1024, 896), (64, 22), (-1, 1000)])
+def test_fewer_connections_than_open_files(
+    monkeypatch: pytest.MonkeyPatch, files: int, most: int
+) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert connection_limit(1000).most == most
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])

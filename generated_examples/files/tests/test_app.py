@@ -32,12 +32,12 @@ def test_unknown_url_has_the_envelope(client: TestClient) -> None:
 def test_wrong_method_has_the_envelope(client: TestClient) -> None:
     response = client.post("/v1/models")
     assert_envelope(response, 405)
-    assert response.headers["allow"] == "GET"
+    assert response.headers["allow"] == "GET, HEAD"
 
 
 def test_all_methods_of_a_url_are_allowed(client: TestClient) -> None:
-    assert client.put("/v1/files").headers["allow"] == "GET, POST"
-    assert client.options("/v1/files/file-1").headers["allow"] == "DELETE, GET"
+    assert client.put("/v1/files").headers["allow"] == "GET, HEAD, POST"
+    assert client.options("/v1/files/file-1").headers["allow"] == "DELETE, GET, HEAD"
 
 
 def test_unknown_model_has_the_envelope(client: TestClient) -> None:

@@ -1,6 +1,8 @@
 """Uploads that are too large or end too early: the limit acts while they arrive."""
 
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.datastructures import UploadFile
 from starlette.testclient import TestClient
 
 from files_server.files.store import FileStore
@@ -143,3 +146,25 @@ def test_stalled_uploads_stay_out_of_memory(make_server: Callable[..., Server]) 
             client.sendall("\r\n".join([*lines, "", ""]).encode() + half)
         assert httpx2.get(f"{server.url}/v1/files").status_code == 200
         assert server.resident_bytes() - before < 100_000_000  # of 135 MB that have arrived
+
+
+@pytest.mark.parametrize(
+    ("problem", "status"),
+    [(errno.ENOSPC, 507), (errno.EDQUOT, 507), (errno.EMFILE, 503), (errno.EIO, 503)],
+)
+def test_no_room_to_keep_an_upload_while_it_arrives(
+    client: TestClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    problem: int,
+    status: int,
+) -> None:
+    async def fail(*_: object) -> None:
+        raise OSError(problem, os.strerror(problem))
+
+    monkeypatch.setattr(UploadFile, "write", fail)
+    with client:
+        answer = upload(client, b"x" * 100_000)
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == "insufficient_storage"
+    assert os.strerror(problem) in caplog.text

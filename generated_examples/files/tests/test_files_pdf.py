@@ -2,21 +2,27 @@
 
 import asyncio
 import io
-import threading
+import signal
+import socket
+import sys
+import time
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
 
 import pypdfium2
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from files_server.files.errors import InvalidPdf
-from files_server.files.pdf import render_pages
+from files_server.files import pdf
+from files_server.files.errors import InvalidPdf, TooManyPdfs
+from files_server.files.pdf import PdfRenderer
 
-from .uploads import ENCRYPTED_PDF, kept_in, pdf_of, upload
+from .conftest import Server, wait_until
+from .uploads import ENCRYPTED_PDF, MULTIPART_HEADERS, kept_in, multipart, pdf_of, upload
 
 
 @pytest.fixture
@@ -30,9 +36,12 @@ def client(make_client: Callable[..., TestClient], folder: Path) -> Iterator[Tes
         yield client
 
 
-async def count_pages(pdf: bytes) -> int:
-    async with aclosing(render_pages(io.BytesIO(pdf), 36, 10)) as pages:
-        return len([page async for page in pages if page.startswith(b"\x89PNG")])
+async def count_pages(pdf: bytes, renderer: PdfRenderer) -> int:
+    with TemporaryFile() as file:
+        file.write(pdf)
+        file.flush()
+        async with renderer.render(file, 36) as pages:
+            return len([page async for page in pages if page.startswith(b"\x89PNG")])
 
 
 def test_pages(client: TestClient, folder: Path) -> None:
@@ -91,20 +100,104 @@ def test_encrypted_means_encrypted() -> None:
 @pytest.mark.parametrize("height", [-1, 1e-30, 1, 14_400])
 async def test_odd_page_is_rendered_or_invalid(width: float, height: float) -> None:
     with suppress(InvalidPdf):
-        assert await count_pages(pdf_of((width, height))) == 1
+        assert await count_pages(pdf_of((width, height)), PdfRenderer(10, 60)) == 1
 
 
 @pytest.mark.anyio
-async def test_many_at_a_time_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PDFium is not thread-safe: the process may die of what two threads do at once."""
+async def test_many_at_a_time() -> None:
     pdfs = [pdf_of(*[(72, 72)] * count) for count in range(1, 9)]
-    threads = set()
-    open_document = pypdfium2.PdfDocument
+    renderer = PdfRenderer(10, 60)
+    counts = await asyncio.gather(*(count_pages(pdf, renderer) for pdf in pdfs))
+    assert counts == list(range(1, 9))
 
-    def open_and_note(file: io.BytesIO) -> Any:
-        threads.add(threading.get_ident())
-        return open_document(file)
 
-    monkeypatch.setattr(pypdfium2, "PdfDocument", open_and_note)
-    assert await asyncio.gather(*map(count_pages, pdfs)) == list(range(1, 9))
-    assert len(threads) == 1
+@pytest.mark.anyio
+async def test_too_many_at_a_time() -> None:
+    renderer = PdfRenderer(10, 60)
+    pdfs = [pdf_of((72, 72))] * 15
+    counts = await asyncio.gather(
+        *(count_pages(pdf, renderer) for pdf in pdfs), return_exceptions=True
+    )
+    assert counts[:10] == [1] * 10
+    assert all(isinstance(refusal, TooManyPdfs) for refusal in counts[10:])
+    assert await count_pages(pdfs[0], renderer) == 1
+
+
+def slow_pdf(operations: int) -> bytes:
+    """A page of a few kilobytes that takes a minute and more to render."""
+    content = zlib.compress(b"0 0 m 600 700 l 3 9 l S\n" * operations)
+    return b"""%%PDF-1.4
+1 0 obj <</Type /Catalog /Pages 2 0 R>> endobj
+2 0 obj <</Type /Pages /Kids [3 0 R] /Count 1>> endobj
+3 0 obj <</Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R>> endobj
+4 0 obj <</Filter /FlateDecode /Length %d>> stream
+%s
+endstream endobj
+trailer <</Root 1 0 R /Size 5>>
+%%%%EOF
+""" % (len(content), content)
+
+
+def test_a_pdf_that_takes_too_long_is_a_504(
+    make_client: Callable[..., TestClient], folder: Path
+) -> None:
+    with make_client(files_url=folder.as_uri(), pdf_timeout_seconds=1) as client:
+        started = time.monotonic()
+        late = upload(client, slow_pdf(400_000), "a.pdf", convert_pdf=True)
+        assert time.monotonic() - started < 5
+        assert late.status_code == 504
+        assert late.json()["error"]["code"] == "timeout"
+        assert kept_in(folder) == []
+        assert upload(client, pdf_of((72, 72)), "a.pdf", convert_pdf=True).status_code == 200
+
+
+@pytest.mark.parametrize("end", ["import os; os.abort()", "x = ' ' * 10**10", "1 / 0"])
+def test_a_crash_is_the_file_s_fault(
+    client: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    limit = "import sys, resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30));"
+    monkeypatch.setattr(pdf, "PROGRAM", [sys.executable, "-c", limit + end])
+    answer = upload(client, pdf_of((72, 72)), "a.pdf", convert_pdf=True)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "invalid_pdf"
+    assert kept_in(folder) == []
+
+
+def children(server: Server) -> list[Path]:
+    """The processes that render for this service."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[1] == str(server.process.pid):
+                found.append(stat)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_leaving_waits_for_no_page(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = make_server(drain_seconds=1, files_url=(tmp_path / "files").as_uri())
+    body = form_of(slow_pdf(400_000))
+    with socket.create_connection(server.address) as gone:
+        gone.sendall(head_of(body) + body)
+        wait_until(lambda: children(server))
+    wait_until(lambda: not children(server), 10)  # the client has left
+
+    with socket.create_connection(server.address) as waiting:
+        waiting.sendall(head_of(body) + body)
+        (renderer,) = wait_until(lambda: children(server))
+        server.process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        server.process.wait(20)
+        assert time.monotonic() - started < 8
+    wait_until(lambda: not renderer.exists(), 10)
+
+
+def form_of(pdf: bytes) -> bytes:
+    field = b'--x\r\nContent-Disposition: form-data; name="convert_pdf"\r\n\r\ntrue\r\n'
+    return field + multipart(pdf, "a.pdf")
+
+
+def head_of(body: bytes) -> bytes:
+    lines = ["POST /v1/files HTTP/1.1", "Host: x", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in MULTIPART_HEADERS.items()]
+    return "\r\n".join([*lines, "", ""]).encode()

@@ -13,7 +13,7 @@ from files_server import custom
 from files_server.models.base import Model, ModelSpec
 from files_server.models.catalog import configured_models
 from files_server.models.device import Device
-from files_server.models.errors import LoadFailed, Unavailable, UnknownModel
+from files_server.models.errors import DeadlineExceeded, LoadFailed, Unavailable, UnknownModel
 from files_server.models.registry import ModelRegistry
 from files_server.settings import Settings
 from files_server.threads import threads_left
@@ -200,6 +200,16 @@ async def test_loading_leaves_the_loop_free_and_survives_a_cancelled_client(
     loader.gate.set()
     assert await second is loader.loaded[0]
     assert len(loader.loaded) == 1
+
+
+async def test_no_request_waits_for_a_load_without_end(loader: Loader) -> None:
+    registry = ModelRegistry([ModelSpec("echo", Echo, loader)], Device(), wait_seconds=0.2)
+    loader.gate.clear()
+    with pytest.raises(DeadlineExceeded, match="still being loaded"):
+        await use(registry)
+    loader.gate.set()
+    assert await use(registry) is loader.loaded[0]
+    assert loader.attempts == 1
 
 
 async def test_idle_unload_spares_what_is_used(registry: ModelRegistry, loader: Loader) -> None:

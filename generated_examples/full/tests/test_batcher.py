@@ -16,7 +16,9 @@ pytestmark = pytest.mark.anyio
 
 
 class Compute:
-    """Gives each text its length; holds when told; fails on the token 13, dies of the token 66."""
+    """Gives each text its length; holds when told; fails on the token 13, dies of the token 66,
+    gives no numbers for 77 and 88.
+    """
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -35,16 +37,20 @@ class Compute:
             raise RuntimeError("bad item")
         if any(66 in tokens for tokens in batch):
             raise SystemExit
-        return torch.tensor([[float(len(tokens))] for tokens in batch])
+        vectors = torch.tensor([[float(len(tokens))] for tokens in batch])
+        vectors[[77 in tokens for tokens in batch]] = torch.nan
+        vectors[[88 in tokens for tokens in batch]] = -torch.inf
+        return vectors
 
 
-def make_batcher(compute: Compute, threads: int = 1) -> Batcher:
+def make_batcher(compute: Compute, threads: int = 1, stall_seconds: float = 60.0) -> Batcher:
     return Batcher(
         compute,
         max_tokens=20,
         max_texts=4,
         max_padding=6,
         threads=threads,
+        stall_seconds=stall_seconds,
         prepare=lambda: None,
     )
 
@@ -172,6 +178,45 @@ async def test_one_bad_item_does_not_fail_its_neighbours(
     assert not any(isinstance(results[index], BaseException) for index in (0, 2, 3))
     assert [len(batch) for batch in compute.batches[1:]] == [4, 2, 1, 1, 2]
     assert batcher.alive
+
+
+@pytest.mark.parametrize("bad", [77, 88])
+async def test_a_vector_that_is_not_finite_fails_alone(
+    batcher: Batcher, compute: Compute, bad: int
+) -> None:
+    compute.gate.clear()
+    good = asyncio.create_task(batcher.submit([text(2), text(3)]))
+    worse = [asyncio.create_task(batcher.submit([text(2), [bad] * 2])) for _ in range(2)]
+    await asyncio.sleep(0)
+    compute.gate.set()
+    assert [row.tolist() for row in await good] == [[2.0], [3.0]]
+    for request in worse:
+        with pytest.raises(Unavailable, match="not finite"):
+            await request
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_a_thread_that_hangs_is_given_up(compute: Compute, threads: int) -> None:
+    batcher = make_batcher(compute, threads, stall_seconds=0.3)
+    compute.gate.clear()
+    hanging = [asyncio.create_task(batcher.submit([text(2)])) for _ in range(8)]
+    await compute.wait_until_running()
+    assert batcher.alive
+    await asyncio.sleep(0.5)
+    assert not batcher.alive
+    await asyncio.wait_for(asyncio.to_thread(batcher.stop), 5)
+    for request in hanging:
+        with pytest.raises(Unavailable, match="stopped working"):
+            await asyncio.wait_for(request, 5)
+    compute.gate.set()
+
+
+async def test_an_idle_thread_does_not_hang(compute: Compute) -> None:
+    batcher = make_batcher(compute, stall_seconds=0.2)
+    await batcher.submit([text(2)])
+    await asyncio.sleep(0.4)
+    assert batcher.alive
+    batcher.stop()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

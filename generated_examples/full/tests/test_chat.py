@@ -1,6 +1,7 @@
 """POST /v1/chat/completions through the official client, strictly validated."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -11,7 +12,12 @@ import pytest
 from openai import OpenAI
 from starlette.testclient import TestClient
 
+from full_server.models.prompt import PromptEncoder
+from full_server.schemas.chat import ChatRequest
+from full_server.schemas.generation import HINTS, UNSUPPORTED
+
 from .conftest import Server, wait_until
+from .tiny_chat import build_tokenizer
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 IMAGE: Any = [{"role": "user", "content": [{"type": "image_url"}]}]
@@ -159,8 +165,34 @@ def test_parts_and_the_developer_role(api: OpenAI) -> None:
         ({"logit_bias": {str(token): 1 for token in range(2000)}}, 400, "logit_bias"),
         ({"extra_body": {"min_tokens": 9}, "max_tokens": 8}, 400, "min_tokens"),
         ({"extra_body": {"repetition_penalty": 0}}, 400, "repetition_penalty"),
-        ({"functions": [{"name": "f"}]}, 400, "functions"),
-        ({"modalities": ["audio"]}, 400, "modalities"),
+        ({"extra_body": {"top_k": -2}}, 400, "top_k"),
+        ({"extra_body": {"stop_token_ids": [300]}}, 400, "stop_token_ids"),
+        ({"extra_body": {"stop_token_ids": [-1]}}, 400, "stop_token_ids[0]"),
+        ({"extra_body": {"structured_outputs": {}}}, 400, "structured_outputs"),
+        ({"extra_body": {"structured_outputs": {"xml": 1}}}, 400, "structured_outputs.xml"),
+        ({"extra_body": {"structured_outputs": {"regex": "("}}}, 400, "structured_outputs.regex"),
+        (
+            {"extra_body": {"structured_outputs": {"regex": "a", "choice": ["b"]}}},
+            400,
+            "structured_outputs.choice",
+        ),
+        ({"extra_body": {"guided_json": "{"}}, 400, "guided_json"),
+        ({"extra_body": {"guided_json": {"not": {}}}}, 400, "guided_json"),
+        (
+            {"extra_body": {"guided_regex": "a", "response_format": {"type": "json_object"}}},
+            400,
+            "response_format",
+        ),
+        (
+            {"extra_body": {"continue_final_message": True, "add_generation_prompt": True}},
+            400,
+            "continue_final_message",
+        ),
+        (
+            {"extra_body": {"chat_template_kwargs": {"tokenize": True}}},
+            400,
+            "chat_template_kwargs.tokenize",
+        ),
         ({"response_format": {"type": "xml"}}, 400, "response_format"),
     ],
 )
@@ -173,6 +205,56 @@ def test_bad_requests_name_the_field(
     assert caught.value.status_code == status
     assert isinstance(caught.value.body, dict)
     assert caught.value.body["param"] == param
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"content": None, "tool_calls": []},
+        {"content": None},
+        {"refusal": "No."},
+        {"content": None, "refusal": "No.", "audio": None, "annotations": []},
+        {"content": [{"type": "refusal", "refusal": "No."}]},
+        {"content": [{"type": "output_text", "text": "Yes.", "annotations": []}]},
+        {"reasoning_content": "Let me think."},
+        {"content": ""},
+    ],
+)
+def test_what_assistants_have_said_is_taken_back(api: OpenAI, turn: dict[str, Any]) -> None:
+    messages: Any = [*HELLO, {"role": "assistant", **turn}, *HELLO]
+    answer = api.chat.completions.create(model="tiny-chat", messages=messages, max_tokens=1)
+    empty: Any = [*HELLO, {"role": "assistant", "content": ""}, *HELLO]
+    less = api.chat.completions.create(model="tiny-chat", messages=empty, max_tokens=1)
+    assert answer.usage and less.usage
+    said = "No." in str(turn) or "Yes." in str(turn)
+    assert (answer.usage.prompt_tokens > less.usage.prompt_tokens) is said
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "word " * 2000}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "word " * 90_000}]}, "messages"),
+        ({"messages": HELLO, "max_tokens": 2048}, "max_tokens"),
+        ({"messages": HELLO, "max_completion_tokens": 9999}, "max_completion_tokens"),
+    ],
+)
+def test_overflow_in_the_words_that_clients_look_for(
+    api: OpenAI, change: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.chat.completions.create(model="tiny-chat", **change)
+    sentence = "This model's maximum context length is 2048 tokens. However, "
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["message"].startswith(sentence)
+    assert "context_length_exceeded" in str(caught.value)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", param)
+
+
+@pytest.mark.parametrize("change", [{"top_logprobs": 0}, {"logprobs": False, "top_logprobs": 0}])
+def test_no_alternatives_are_no_logprobs(api: OpenAI, change: dict[str, Any]) -> None:
+    answer = api.chat.completions.create(model="tiny-chat", messages=HELLO, max_tokens=1, **change)
+    assert answer.choices[0].logprobs is None
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"[1]", b'{"a": NaN}', b'"\xff"', b"[" * 5000])
@@ -216,6 +298,115 @@ def test_a_hostile_body_is_answered_at_once(client: TestClient) -> None:
     body = {"model": "tiny-chat", "messages": [{"role": "user", "content": [0] * 1_000_000}]}
     assert client.post("/v1/chat/completions", json=body).status_code == 413
     assert time.monotonic() - started < 3
+
+
+def text_of(api: OpenAI, **params: Any) -> str:
+    defaults = {"model": "tiny-chat", "messages": HELLO, "temperature": 0, "max_tokens": 8}
+    answer = api.chat.completions.create(**defaults | params)
+    return answer.choices[0].message.content or ""
+
+
+def test_tokens_that_stop(api: OpenAI) -> None:
+    tokenizer = build_tokenizer()
+    whole = api.chat.completions.create(
+        model="tiny-chat", messages=HELLO, temperature=0, max_tokens=12, logprobs=True
+    ).choices[0]
+    assert whole.logprobs and whole.logprobs.content
+    said = [entry.token for entry in whole.logprobs.content]
+    place = next(i for i, token in enumerate(said) if i > 2 and said.index(token) == i)
+    stop = tokenizer.convert_tokens_to_ids(
+        tokenizer.tokenize(said[place]) if "\ufffd" not in said[place] else []
+    )
+    for ignore_eos in (False, True):
+        answer = api.chat.completions.create(
+            model="tiny-chat", messages=HELLO, temperature=0, max_tokens=12,
+            extra_body={"stop_token_ids": stop, "ignore_eos": ignore_eos},
+        ).choices[0]  # fmt: skip
+        if len(stop) == 1:
+            assert answer.message.content == "".join(said[:place])
+            assert answer.finish_reason == "stop"
+            longer: Any = {"stop_token_ids": stop, "min_tokens": 12}
+            text = text_of(api, max_tokens=12, extra_body=longer)
+            assert text.startswith("".join(said[:place])) and said[place] not in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, "yes|no"),
+        ({"structured_outputs": {"regex": "[0-9]{3}"}}, "[0-9]{3}"),
+        ({"structured_outputs": {"grammar": 'root ::= "a" [bc] "d"'}}, "a[bc]d"),
+        ({"structured_outputs": {"json": {"enum": [1, 23]}}}, "1|23"),
+        ({"structured_outputs": {"json": '{"enum": [1, 23]}'}}, "1|23"),
+        ({"structured_outputs": {"json_object": True}, "max_tokens": 2}, r"\{.*"),
+        ({"guided_choice": ["left", "right"]}, "left|right"),
+        ({"guided_regex": "^x{2}$"}, "xx"),
+        ({"guided_grammar": 'start: "hi" | "ho"'}, "hi|ho"),
+        ({"guided_json": {"const": {"a": 1}}}, r'\{"a": ?1\}'),
+        (
+            {"response_format": {"type": "json_object", "schema": {"const": {"a": 1}}}},
+            r'\{"a": ?1\}',
+        ),
+    ],
+)
+def test_forms_of_the_answer(api: OpenAI, fields: dict[str, Any], pattern: str) -> None:
+    assert re.fullmatch(pattern, text_of(api, extra_body=fields))
+
+
+@pytest.mark.parametrize("fields", [{}, {"add_generation_prompt": False}])
+def test_the_last_message_is_continued(api: OpenAI, fields: dict[str, Any]) -> None:
+    tokenizer = build_tokenizer()
+    messages: Any = [*HELLO, {"role": "assistant", "content": "I think that"}]
+    fields = fields | {"continue_final_message": True}
+    asked = ChatRequest.model_validate({"model": "m", "messages": messages} | fields)
+    prompt = PromptEncoder(tokenizer, 100).encode(asked.conversation())
+    assert tokenizer.decode(prompt) == "<|user|>hello<|end|><|assistant|>I think that"
+    answer = api.chat.completions.create(
+        model="tiny-chat", messages=messages, max_tokens=1, extra_body=fields
+    )
+    assert answer.usage and answer.usage.prompt_tokens == len(prompt)
+
+
+def test_a_prompt_without_the_head_of_an_answer(api: OpenAI) -> None:
+    def prompt_tokens(**fields: Any) -> int:
+        answer = api.chat.completions.create(
+            model="tiny-chat", messages=HELLO, max_tokens=1, extra_body=fields
+        )
+        assert answer.usage
+        return answer.usage.prompt_tokens
+
+    assert prompt_tokens(add_generation_prompt=False) == prompt_tokens() - 1
+    assert prompt_tokens(add_generation_prompt=True) == prompt_tokens()
+
+
+def test_variables_reach_the_template() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{{ enable_thinking }} {{ reasoning_effort }}"
+    body = {"model": "m", "messages": HELLO, "reasoning_effort": "low"}
+    asked = ChatRequest.model_validate(body | {"chat_template_kwargs": {"enable_thinking": False}})
+    prompt = PromptEncoder(tokenizer, 100).encode(asked.conversation())
+    assert tokenizer.decode(prompt) == "False low"
+
+
+NOTHING: dict[str, Any] = {"top_k": -1, "user": 12, "structured_outputs": None}
+NOTHING |= {name: values[0] for name, values in UNSUPPORTED.items() if values}
+NOTHING |= dict.fromkeys(UNSUPPORTED.keys() - NOTHING.keys())
+
+
+def test_fields_that_ask_for_nothing_change_nothing(
+    api: OpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    hints = {name: "x" for name in HINTS} | NOTHING
+    assert text_of(api, extra_body=hints) == text_of(api)
+    assert "ignored" not in caplog.text
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_fields_that_ask_for_what_is_not_there_are_refused(api: OpenAI, name: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        text_of(api, extra_body={name: ["something"]})
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["param"] == name
 
 
 def test_unknown_fields_are_accepted_with_a_warning(

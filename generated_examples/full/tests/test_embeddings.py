@@ -2,18 +2,27 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 import pytest
 from openai import OpenAI
+from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
+from transformers import AutoConfig, AutoModel
+
+from full_server.models.device import Device
+from full_server.models.embeddings import Embeddings, EmbeddingsModel
+from full_server.models.errors import InvalidInput
+from full_server.settings import Settings
 
 from .conftest import Server
-from .tiny_embeddings import build_tokenizer
+from .tiny_embeddings import build_embeddings_model, build_tokenizer
 
 TEXTS = ["hello world", "a", "the quick brown fox"]
 
@@ -92,6 +101,40 @@ def test_bad_requests_name_the_field(api: OpenAI, change: dict[str, Any], param:
     assert caught.value.body["param"] == param
 
 
+@pytest.mark.parametrize("given", ["word " * 600, ["a", "word " * 600], [[5] * 600]])
+def test_overflow_in_the_words_that_clients_look_for(api: OpenAI, given: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="context_length_exceeded") as caught:
+        api.embeddings.create(model="tiny-embeddings", input=given)
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["message"].startswith("This model's maximum context length is ")
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "a " * 2_000_000,
+        "x" * 4_000_000,
+        ["ok", "ö" * 1_000_000],
+        [[1] * 400_000],
+        ["a " * 999] * 2000,
+    ],
+    ids=["words", "one word", "second", "tokens", "many"],
+)
+def test_what_is_far_too_long_costs_nothing(client: TestClient, given: Any) -> None:
+    api = make_api(client, strict=True)
+    embed(api, "warm")
+    started = time.monotonic()
+    with pytest.raises(openai.BadRequestError) as error:
+        embed(api, given)
+    assert time.monotonic() - started < 2
+    assert error.value.code == "context_length_exceeded"
+
+
+def test_white_space_is_not_too_long(api: OpenAI) -> None:
+    assert embed(api, "hello" + " " * 100_000 + "world") == embed(api, "hello world")
+
+
 def test_an_unknown_model_is_a_404(api: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         api.embeddings.create(model="nope", input="a")
@@ -145,3 +188,66 @@ def test_a_request_that_takes_too_long_is_a_504(make_client: Callable[..., TestC
         assert response.status_code == 504
         assert response.json()["error"]["code"] == "timeout"
         assert client.post("/v1/embeddings", json=request).status_code == 200
+
+
+def cut(folder: Path, keep: Callable[[str], bool]) -> Path:
+    """Takes weights out of a model's file."""
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if keep(name)}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def load(folder: Path) -> EmbeddingsModel:
+    settings = Settings(_env_file=None)
+    return EmbeddingsModel.load(str(folder), Device("cpu", "float32"), settings)
+
+
+@pytest.mark.parametrize(
+    "missing", ["encoder.layer.1.", "embeddings.word_embeddings.", "embeddings.LayerNorm."]
+)
+def test_missing_weights_are_not_made_up(tmp_path: Path, missing: str) -> None:
+    folder = cut(build_embeddings_model(tmp_path / "cut"), lambda name: missing not in name)
+    with pytest.raises(ValueError, match=missing):
+        load(folder)
+
+
+def test_a_pooler_may_be_missing(tmp_path: Path) -> None:
+    load(cut(build_embeddings_model(tmp_path / "cut"), lambda name: "pooler" not in name)).unload()
+
+
+@pytest.mark.parametrize(("family", "reserved"), [("roberta", 2), ("mpnet", 2), ("bert", 0)])
+def test_the_last_position_is_known(tmp_path: Path, family: str, reserved: int) -> None:
+    folder = build_embeddings_model(tmp_path / "model")
+    (folder / "sentence_bert_config.json").unlink()
+    size = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        family, **size, intermediate_size=32, max_position_embeddings=34, pad_token_id=1
+    )
+    AutoModel.from_config(config).save_pretrained(folder)
+    model = load(folder)
+    longest = 34 - reserved
+    try:
+        assert asyncio.run(embed_tokens(model, [5] * longest)).tokens == longest
+        with pytest.raises(InvalidInput) as refused:
+            asyncio.run(embed_tokens(model, [5] * (longest + 1)))
+        assert refused.value.code == "context_length_exceeded"
+    finally:
+        model.unload()
+
+
+async def embed_tokens(model: EmbeddingsModel, tokens: list[int]) -> Embeddings:
+    return await model.embed([tokens])
+
+
+def test_a_token_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    folder = build_embeddings_model(tmp_path / "model")
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["extra"])
+    tokenizer.save_pretrained(folder)
+    model = load(folder)
+    try:
+        with pytest.raises(InvalidInput, match="token"):
+            asyncio.run(model.embed(["an extra word"]))
+    finally:
+        model.unload()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +14,18 @@ from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
 from .conftest import wait_until
+from .tiny_chat import build_recurrent_model
 
 
 def ask(client: TestClient, **params: Any) -> httpx2.Response:
     messages = [{"role": "user", "content": "hello"}]
     body = {"model": "tiny-chat", "messages": messages, "temperature": 0, "max_tokens": 5}
     return client.post("/v1/chat/completions", json=body | params)
+
+
+def registry_of(client: TestClient) -> Any:
+    app: Any = client.app
+    return app.state.registry
 
 
 def assert_unavailable(response: httpx2.Response) -> None:
@@ -65,11 +72,82 @@ def test_a_corrupt_model_is_a_503(
         assert client.get("/v1/models/tiny-chat").json()["loaded"] is False
 
 
+@pytest.mark.parametrize(
+    ("template", "status"),
+    [
+        ("{{ 1 // (messages[0]['content'] | length - 5) }}", 400),
+        ("{{ messages[0]['content'] + 5 if messages[0]['content'] == 'hello' }}", 400),
+        ("{{ messages.__class__.__mro__ if messages[0]['content'] == 'hello' }}", 400),
+        ("{% if messages[0]['content'] != 'hello' %}text{% endif %}", 400),
+        ("{{ raise_exception('no') }}", 400),
+        ("{{ 1 // 0 }}", 503),
+        ("{{ messages + 5 }}", 503),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", 503),
+        ("{{ messages.__class__.__mro__ }}", 503),
+        ("{{ unknown.attribute }}", 503),
+    ],
+)
+def test_a_template_that_raises_is_no_500(
+    make_client: Callable[..., TestClient], folder: Path, template: str, status: int
+) -> None:
+    (folder / "chat_template.jinja").write_text(template)
+    with make_client(chat_model=str(folder)) as client:
+        answer = ask(client)
+        assert answer.status_code == status
+        assert answer.json()["error"]["param"] == ("messages" if status == 400 else None)
+
+
+def test_templates_without_a_default_are_a_503(
+    make_client: Callable[..., TestClient], folder: Path
+) -> None:
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "additional_chat_templates").mkdir()
+    for name in ("rag", "tool_use"):
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(template)
+    with make_client(chat_model=str(folder)) as client:
+        assert_unavailable(ask(client))
+
+
+def slow_schema(number: int) -> dict[str, Any]:
+    patterns = [{"type": "string", "pattern": f"^.*{number}x{i}.*$"} for i in range(40)]
+    return {"type": "json_schema", "json_schema": {"name": "s", "schema": {"allOf": patterns}}}
+
+
+def test_a_grammar_holds_nobody_else_up(make_client: Callable[..., TestClient]) -> None:
+    with make_client() as client, ThreadPoolExecutor() as clients:
+        assert ask(client).status_code == 200
+        slow = [
+            clients.submit(ask, client, response_format=slow_schema(number)) for number in range(4)
+        ]
+        time.sleep(0.2)
+        started = time.monotonic()
+        assert ask(client).status_code == 200
+        assert not slow[0].done() or time.monotonic() - started < 0.5
+        for answer in slow:
+            assert answer.result().status_code == 400
+            assert answer.result().json()["error"]["param"] == "response_format"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_deadline_counts_from_the_start(
+    make_client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    with make_client(request_timeout_seconds=0.5) as client:
+        wait_until(lambda: ask(client).status_code == 200)  # loading it takes as long
+        prompts = registry_of(client)._entries["tiny-chat"].model._prompts
+        monkeypatch.setattr(prompts, "encode", lambda _: time.sleep(2))
+        late = ask(client, stream=stream)
+        assert late.status_code == 504
+        assert late.json()["error"]["code"] == "timeout"
+        assert late.elapsed.total_seconds() < 1.5
+
+
 def break_inference(client: TestClient) -> None:
     def lose_the_device() -> None:
         raise RuntimeError("device lost")
 
-    engine = client.app_state["registry"]._entries["tiny-chat"].model._engine
+    engine = registry_of(client)._entries["tiny-chat"].model._engine
     wait_until(lambda: len(engine._places) == 4)
     engine._manager.batch_processor.prepare_next_batch = lose_the_device
 
@@ -97,3 +175,58 @@ def test_a_dead_inference_thread_is_replaced(
         away.rename(folder)
         wait_until(lambda: ask(client).status_code == 200)
         assert client.get("/health/ready").status_code == 200
+
+
+@pytest.fixture(params=["batched", "sequential"])
+def any_folder(request: pytest.FixtureRequest, folder: Path) -> Path:
+    """A model that is batched, or one that cannot be; both have the same name."""
+    if request.param == "sequential":
+        shutil.rmtree(folder)
+        build_recurrent_model(folder)
+    return folder
+
+
+def hang() -> None:
+    time.sleep(30)
+
+
+def leave() -> None:
+    raise SystemExit
+
+
+@pytest.mark.parametrize("end", [hang, leave])
+def test_inference_that_hangs_or_ends_is_replaced(
+    make_client: Callable[..., TestClient], any_folder: Path, end: Callable[[], None]
+) -> None:
+    with (
+        make_client(chat_model=str(any_folder), stall_seconds=3) as client,
+        ThreadPoolExecutor() as clients,
+    ):
+        assert ask(client).status_code == 200
+        registry = registry_of(client)
+        engine = registry._entries["tiny-chat"].model._engine
+        engine._model.forward = lambda *_, **__: end()
+        started = time.monotonic()
+        answers = [clients.submit(ask, client) for _ in range(3)]
+        # A request may come late enough for the model that takes its place.
+        failed = [answer.result() for answer in answers if answer.result().status_code != 200]
+        assert failed
+        for answer in failed:
+            assert_unavailable(answer)
+        assert time.monotonic() - started < 12
+        assert not engine.alive
+        wait_until(lambda: ask(client).status_code == 200)
+        assert registry._entries["tiny-chat"].model._engine is not engine
+        assert registry.dead == []
+
+
+def test_an_idle_model_does_not_hang(
+    make_client: Callable[..., TestClient], any_folder: Path
+) -> None:
+    with make_client(chat_model=str(any_folder), stall_seconds=1) as client:
+        assert ask(client).status_code == 200
+        engine = registry_of(client)._entries["tiny-chat"].model._engine
+        time.sleep(2)
+        assert engine.alive
+        assert ask(client).status_code == 200
+        assert registry_of(client)._entries["tiny-chat"].model._engine is engine

@@ -140,6 +140,11 @@ def test_bad_parameter_of_the_list_is_named(client: TestClient, param: str, valu
         ({"convert_pdf": "perhaps"}, "convert_pdf"),
         ({"convert_pdf": True}, "convert_pdf"),
         ({"expires_after[seconds]": 3600}, "expires_after"),
+        ({"expires_after[anchor]": "created_at"}, "expires_after"),
+        ({"expires_after[anchor]": "now"}, "expires_after[anchor]"),
+        ({"expires_after[seconds]": 3599}, "expires_after[seconds]"),
+        ({"expires_after[seconds]": 2_592_001}, "expires_after[seconds]"),
+        ({"expires_after[seconds]": "soon"}, "expires_after[seconds]"),
         ({"name": "x" * 256}, "file"),
     ],
 )
@@ -254,3 +259,16 @@ def test_store_that_does_not_work_is_a_503(client: TestClient, folder: Path) -> 
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "file_store_unavailable"
     assert str(folder) not in answer.text
+
+
+@pytest.mark.parametrize("seconds", [3600, 2_592_000])
+def test_a_file_says_when_it_expires(client: TestClient, seconds: int) -> None:
+    openai = OpenAI(base_url="http://testserver/v1", api_key="none", http_client=client)
+    file = openai.files.create(
+        file=("a.jsonl", b"{}"),
+        purpose="evals",
+        expires_after={"anchor": "created_at", "seconds": seconds},
+    )
+    assert file.expires_at == file.created_at + seconds
+    assert openai.files.retrieve(file.id).expires_at == file.expires_at
+    assert file.purpose == "evals"

@@ -48,8 +48,8 @@ async def test_two_stores_on_one_folder(store: FileStore, folder: Path) -> None:
     file = await save(store, b"hel", b"lo")
     assert await other.retrieve(file.id) == file
     assert await content(other, file) == b"hello"
-    await other.delete(file)
-    for gone in (store.retrieve(file.id), store.delete(file), store.content(file)):
+    await other.delete(file.id)
+    for gone in (store.retrieve(file.id), store.delete(file.id), store.content(file)):
         with pytest.raises(FileNotFound):
             await gone
 
@@ -59,7 +59,7 @@ async def test_memory() -> None:
     file = await store.save(chunks(b"a"), filename="a", purpose="b", pages=chunks(b"1", b"2"))
     assert await store.list_files(limit=1) == ([file], False)
     assert (await store.page(file, 2)).size == 1
-    await store.delete(file)
+    await store.delete(file.id)
     assert await store.list_files(limit=1) == ([], False)
 
 
@@ -131,6 +131,48 @@ def write(path: Path, age: float) -> None:
     os.utime(path, (time.time() - age, time.time() - age))
 
 
+DAMAGED = ["", "{", "[]", "null", b"\xff\xfe", '{"id": 1}', "{}" * 10, '{"id": "other"}']
+
+
+@pytest.mark.parametrize("damage", [*DAMAGED, "of another"])
+async def test_damaged_metadata_harms_only_its_file(
+    store: FileStore, folder: Path, damage: str | bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = [await save(store), await save(store)]
+    path = folder / "meta" / f"{bad.id}.json"
+    if damage == "of another":
+        damage = good.model_dump_json()
+    path.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
+    assert await store.list_files(limit=10) == ([good], False)
+    with pytest.raises(FileNotFound):
+        await store.retrieve(bad.id)
+    assert bad.id in caplog.text
+    await store.delete(bad.id)
+    assert kept_in(folder) == [f"content/{good.id}", f"meta/{good.id}.json"]
+    with pytest.raises(FileNotFound):
+        await store.delete(bad.id)
+
+
+async def test_content_that_is_gone(store: FileStore, folder: Path) -> None:
+    file = await save(store)
+    (folder / "content" / file.id).unlink()
+    with pytest.raises(FileNotFound):
+        await store.content(file)
+    assert (await store.list_files(limit=10))[0] == [file]
+    await store.delete(file.id)
+    assert kept_in(folder) == []
+
+
+async def test_one_of_many_files_costs_little(store: FileStore, folder: Path) -> None:
+    newest = await save(store)
+    for number in range(10_000):
+        other = newest.model_copy(update={"id": f"file-{number:032x}"})
+        (folder / "meta" / f"{other.id}.json").write_text(other.model_dump_json())
+    started = time.monotonic()
+    assert await store.list_files(limit=1, after="file-" + "f" * 32) == ([newest], True)
+    assert time.monotonic() - started < 0.5
+
+
 def test_ids_sort_by_time() -> None:
     ids = []
     for _ in range(100):
@@ -158,3 +200,16 @@ def test_folder_of_a_url(url: str, folder: Path | None) -> None:
 def test_url_that_is_no_folder() -> None:
     with pytest.raises(ValueError, match="file:///absolute/path"):
         FileStore("file://data/files")
+
+
+async def test_an_expired_file_is_gone(store: FileStore, folder: Path) -> None:
+    kept = await store.save(chunks(b"a"), filename="a", purpose="batch", expires_after=3600)
+    assert kept.expires_at == kept.created_at + 3600
+    gone = await store.save(
+        chunks(b"b"), filename="b", purpose="batch", pages=chunks(b"1"), expires_after=0
+    )
+    with pytest.raises(FileNotFound):
+        await store.retrieve(gone.id)
+    assert await store.list_files(limit=9) == ([kept], False)
+    await store.sweep()
+    assert kept_in(folder) == [f"content/{kept.id}", f"meta/{kept.id}.json"]

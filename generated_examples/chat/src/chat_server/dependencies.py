@@ -1,27 +1,25 @@
-"""What the lifespan creates once and the routes ask for."""
+"""What the lifespan creates once and the routes ask for.
 
-from typing import Annotated, TypedDict
+It is kept in `app.state`: not every host of ASGI apps hands the state of a lifespan to the requests.
+The functions are `async def`, though they await nothing: others take a thread of a small pool.
+"""
 
-from fastapi import Depends, Request
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
 
 from .models.registry import ModelRegistry
 from .settings import Settings
 
 
-class State(TypedDict):
-    """The state of the running service, `request.state` in a route."""
-
-    settings: Settings
-    registry: ModelRegistry
-
-
-def get_settings(request: Request) -> Settings:
-    settings: Settings = request.state.settings
+async def get_settings(connection: HTTPConnection) -> Settings:
+    settings: Settings = connection.app.state.settings
     return settings
 
 
-def get_registry(request: Request) -> ModelRegistry:
-    registry: ModelRegistry = request.state.registry
+async def get_registry(connection: HTTPConnection) -> ModelRegistry:
+    registry: ModelRegistry = connection.app.state.registry
     return registry
 
 

@@ -13,11 +13,21 @@ from fastapi.security import HTTPBearer
 from . import custom
 from .background import repeat
 from .body import BodyMiddleware
-from .dependencies import State
+from .docs import add_docs
 from .drain import Drain
 from .errors import add_error_handlers, documented
+from .files.pdf import PdfRenderer
 from .files.store import FileStore
-from .middleware import APIKeyMiddleware, DrainMiddleware, RequestContextMiddleware
+from .middleware import (
+    APIKeyMiddleware,
+    CrossSiteMiddleware,
+    DrainMiddleware,
+    ErrorMiddleware,
+    OriginMiddleware,
+    RequestContextMiddleware,
+    RouteMiddleware,
+    TrustedHostMiddleware,
+)
 from .models.catalog import configured_models
 from .models.device import Device
 from .models.registry import ModelRegistry
@@ -30,10 +40,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         device = Device(settings.device, settings.dtype, DEVICES)
         registry = ModelRegistry(configured_models(settings), device)
         file_store = FileStore(settings.files_url)
+        app.state.settings, app.state.registry = settings, registry
+        app.state.files = file_store
         if settings.preload:
             registry.want_all()
         tasks = [asyncio.create_task(repeat(1.0, registry.revive))]
@@ -43,7 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         tasks.append(asyncio.create_task(repeat(3600.0, file_store.sweep)))
 
         try:
-            yield {"settings": settings, "registry": registry, "files": file_store}
+            yield
         finally:
             for task in tasks:
                 task.cancel()
@@ -52,11 +64,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await registry.close()
 
     drain = Drain()
-    middleware = [Middleware(RequestContextMiddleware), Middleware(DrainMiddleware, drain=drain)]
+    # The first is the outermost.
+    middleware = [Middleware(RequestContextMiddleware)]
+    if settings.cors_origins:
+        middleware.append(Middleware(OriginMiddleware, origins=settings.cors_origins))
+    middleware.append(Middleware(ErrorMiddleware))
+    if settings.trusted_hosts:
+        middleware.append(Middleware(TrustedHostMiddleware, hosts=settings.trusted_hosts))
+    if not settings.api_keys and "*" not in settings.cors_origins:
+        middleware.append(Middleware(CrossSiteMiddleware, origins=settings.cors_origins))
+    middleware += [Middleware(RouteMiddleware), Middleware(DrainMiddleware, drain=drain)]
     guarded: dict[str, Any] = {}
     if settings.api_keys:
         keys = [key.get_secret_value() for key in settings.api_keys]
-        middleware.append(Middleware(APIKeyMiddleware, keys=keys))
+        middleware.append(Middleware(APIKeyMiddleware, keys=keys, public_docs=settings.public_docs))
         # For the OpenAPI document: it is the middleware that asks.
         guarded["dependencies"] = [Depends(HTTPBearer(auto_error=False))]
         guarded["responses"] = documented(401)
@@ -74,11 +95,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="files-server",
         lifespan=lifespan,
         middleware=middleware,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
         # Of the layers around the routes; the routers add their own.
-        responses=documented(400, 408, 413, 500, 503),
+        responses=documented(400, 408, 413, 415, 500, 503),
     )
     app.state.drain = drain
+    app.state.pdf_renderer = PdfRenderer(settings.max_pdf_pages, settings.pdf_timeout_seconds)
     add_error_handlers(app)
+    add_docs(app)
     app.include_router(files.router, **guarded)
     app.include_router(health.router)
     app.include_router(models.router, **guarded)

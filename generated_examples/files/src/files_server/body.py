@@ -1,6 +1,7 @@
 """What the body of a request may cost: its size, its parsing, and the wait for its next piece."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -20,8 +21,15 @@ the largest size; stalled ones leave the room of the small ones alone.
 """
 
 LINGER_SECONDS = 5.0
-"""For the rest of a body that was refused. A client that still sends when its connection is closed
-never sees why.
+LINGER_SIZE = 8 * 1024 * 1024
+"""For the rest of a request that was answered before its end. A client that still sends when its
+connection is closed may never see the answer.
+"""
+
+SLOW_SECONDS = 10.0
+MIN_RATE = 500
+"""Bytes a second that a client sends on average, once it was waited for SLOW_SECONDS. Its longest
+pause counts for itself. (Apache's mod_reqtimeout asks for as much.)
 """
 
 
@@ -64,9 +72,14 @@ class BodyMiddleware:
             await self.app(scope, receive, send)
             return
         body = Body(self, scope["path"], receive, send)
-        announced = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "")
+        encoding = headers.get("content-encoding", "identity").lower()
+        body.is_text = "json" in headers.get("content-type", "")
         try:
-            if announced.isdecimal() and int(announced) > body.limit:
+            if encoding != "identity":
+                await error_response(body.encoded(encoding))(scope, receive, body.send)
+            elif announced.isdecimal() and int(announced) > body.limit:
                 await error_response(body.too_large())(scope, receive, body.send)
             else:
                 await self.app(scope, body.receive, body.send)
@@ -82,22 +95,23 @@ class Body:
         self.held = 0
         self._limits = limits
         self.is_json = path not in limits.uploads
+        self.is_text = False
         self._receive, self._send = receive, send
         self._size = self._structure = 0
+        self._waited = self._longest_wait = 0.0
         self._complete = self._refused = self._answered = False
 
     async def receive(self) -> Message:
         if self._complete:  # what comes next is the client's disconnect, and that may take hours
             return await self._receive()
         try:
-            async with asyncio.timeout(self._limits.timeout_seconds):
-                message = await self._receive()
-        except TimeoutError:
+            message = await self._wait_for_piece()
+        except TimeoutError as error:
             if self._answered:
                 return {"type": "http.disconnect"}
             raise APIError(
                 status.HTTP_408_REQUEST_TIMEOUT,
-                f"Nothing of the body has arrived for {self._limits.timeout_seconds:g} seconds.",
+                str(error),
                 code="request_timeout",
                 headers={"Connection": "close"},
             ) from None
@@ -110,7 +124,31 @@ class Body:
             self._count(piece)
         return message
 
+    async def _wait_for_piece(self) -> Message:
+        """Raises TimeoutError, in one sentence, for a client that stalls or is too slow."""
+        started = time.monotonic()
+        silence = self._limits.timeout_seconds
+        try:
+            async with asyncio.timeout(silence):
+                message = await self._receive()
+        except TimeoutError:
+            late = f"Nothing of the body has arrived for {silence:g} seconds."
+            raise TimeoutError(late) from None
+        wait = time.monotonic() - started
+        self._waited += wait
+        self._longest_wait = max(self._longest_wait, wait)
+        slow = self._waited - self._longest_wait
+        if message.get("more_body") and slow > SLOW_SECONDS and self._size < MIN_RATE * slow:
+            raise TimeoutError(f"The body arrives with less than {MIN_RATE} bytes a second.")
+        return message
+
     def _count(self, piece: bytes) -> None:
+        if self.is_text and b"\0" in piece:  # as UTF-16 has, which Python's JSON would read
+            raise self.refusal(
+                "The body is not valid UTF-8 text: it has a NUL byte.",
+                status.HTTP_400_BAD_REQUEST,
+                "invalid_json",
+            )
         self._structure += structure(piece)
         if self._structure > MAX_STRUCTURE:
             raise self.refusal(
@@ -133,10 +171,24 @@ class Body:
             await self._send({**message, "more_body": True})
             with suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_SECONDS):
-                    while (await self._receive()).get("more_body", False):
-                        pass
+                    await self._skip_rest()
             message = {"type": "http.response.body"}
         await self._send(message)
+
+    async def _skip_rest(self) -> None:
+        size, more = 0, True
+        while more and size <= LINGER_SIZE:
+            message = await self._receive()
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
+
+    def encoded(self, encoding: str) -> APIError:
+        return self.refusal(
+            f"The Content-Encoding {encoding!r} is not read. Send the body as it is.",
+            status.HTTP_415_UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_encoding",
+            {"Accept-Encoding": "identity"},
+        )
 
     def too_large(self) -> APIError:
         return self.refusal(f"The request body is too large. The limit is {self.limit} bytes.")

@@ -1,9 +1,12 @@
 """Every knob of the service, typed and described: INFER_* in the environment or in `.env`."""
 
+import difflib
+import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from .custom_settings import CustomSettings
 
@@ -23,6 +26,18 @@ class Settings(CustomSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Accepted bearer keys, separated by commas; empty lets everybody in"
     )
+    public_docs: bool = Field(
+        False, description="Open /docs and /openapi.json to those who have no key"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose pages may read answers, separated by commas; * is every one"
+    )
+    trusted_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Host names to answer to, separated by commas; empty is every one"
+    )
+    keep_alive_seconds: int = Field(
+        75, ge=1, description="Silence after which an idle connection is closed"
+    )
     log_format: Literal["text", "json"] = Field("text", description="One line of text or of JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe messages to log"
@@ -32,6 +47,9 @@ class Settings(CustomSettings):
     )
     body_timeout_seconds: float = Field(
         30.0, gt=0, description="Silence in the middle of a request body that ends the request"
+    )
+    max_connections: int = Field(
+        1000, ge=1, description="Connections at the same time; fewer where open files are limited"
     )
     drain_seconds: float = Field(
         30.0, ge=0, description="Time that requests in flight get to finish after SIGTERM"
@@ -55,13 +73,35 @@ class Settings(CustomSettings):
     max_pdf_pages: int = Field(
         200, ge=1, description="Pages of a PDF that one upload may have rendered"
     )
+    pdf_timeout_seconds: float = Field(
+        60.0, gt=0, description="Longest time that rendering one PDF may take"
+    )
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", "trusted_hosts", mode="before")
     @classmethod
-    def split_keys(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(key for part in value.split(",") if (key := part.strip()))
-        return value
+    def split_list(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        parts = tuple(part for each in value.split(",") if (part := each.strip()))
+        if not parts:
+            raise ValueError("names nothing; leave it out where nothing is meant")
+        return parts
+
+    @field_validator("cors_origins")
+    @classmethod
+    def check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin not in ("*", "null") and not re.fullmatch(r"[\w.+-]+://[^/\s*]+/?", origin):
+                raise ValueError(f"{origin!r} is no origin such as https://example.com, nor *")
+        return tuple(origin.rstrip("/").lower() for origin in value)
+
+    @field_validator("trusted_hosts")
+    @classmethod
+    def check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not re.fullmatch(r"(\*\.)?[\w.-]+|\[?[0-9a-fA-F:.]+\]?", host):
+                raise ValueError(f"{host!r} is no host name such as example.com or *.example.com")
+        return tuple(host.strip("[]").lower() for host in value)
 
     @field_validator("device")
     @classmethod
@@ -72,3 +112,27 @@ class Settings(CustomSettings):
         if not known or (":" in value and not index.isdecimal()):
             raise ValueError(f"must be auto, cpu or one of {', '.join(DEVICES)}, index or not")
         return value
+
+
+def variables() -> set[str]:
+    """The names of all variables that are read, your own included."""
+    names = {f"INFER_{name}" for name in Settings.model_fields}
+    aliases = {field.validation_alias for field in Settings.model_fields.values()}
+    return {name.upper() for name in names | {each for each in aliases if isinstance(each, str)}}
+
+
+def misspelt() -> Iterator[str]:
+    """A sentence on each variable of the environment and of `.env` that is not read but seems to
+    be meant as a setting: what begins with INFER_, or nearly is the name of one.
+    """
+    known = variables()
+    given = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
+    for name in sorted(name.upper() for name in given):
+        read = name in known or name.partition("__")[0] in known
+        if read or name.startswith("INFER_SCAFFOLD_"):
+            continue
+        is_ours = name.startswith("INFER_")
+        if near := difflib.get_close_matches(name, known, 1, 0.6 if is_ours else 0.9):
+            yield f"there is no setting {name}; did you mean {near[0]}?"
+        elif is_ours:
+            yield f"there is no setting {name}; the README lists them all"

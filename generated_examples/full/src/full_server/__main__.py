@@ -1,9 +1,11 @@
 """`python -m <package>`: the service behind uvicorn, with a shutdown that finishes its answers."""
 
+import ipaddress
 import logging
 import os
 import signal
 import sys
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -12,9 +14,12 @@ from pydantic import ValidationError
 from .app import create_app
 from .drain import Drain
 from .logs import configure_logging
-from .protocol import BoundedHeadProtocol
-from .settings import Settings
+from .models.device import Device
+from .protocol import BoundedProtocol, connection_limit
+from .settings import DEVICES, Settings, misspelt
 from .threads import threads_left
+
+logger = logging.getLogger(__name__)
 
 
 class DrainingServer(uvicorn.Server):
@@ -38,6 +43,28 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
+def check_device(settings: Settings) -> None:
+    """Ends the process where the device that was asked for is missing. `auto` and the CPU need no
+    look, which would take the seconds of importing torch.
+    """
+    if settings.device in ("auto", "cpu"):
+        return
+    try:
+        device = Device(settings.device, settings.dtype, DEVICES).torch_device
+        logger.debug("the device is %s", device)
+    except RuntimeError as error:
+        print(str(error).splitlines()[0], file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def main() -> None:
     try:
         settings = Settings()
@@ -47,14 +74,21 @@ def main() -> None:
             print(f"{name}: {problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         raise SystemExit(2) from None
     configure_logging(settings.log_format, settings.log_level)
+    for sentence in misspelt():
+        # No end: Kubernetes and other tools put variables of their own there.
+        logger.warning(sentence)
+    check_device(settings)
+    if not settings.api_keys and not is_loopback(settings.host):
+        logger.warning("%s is open to the network, and no INFER_API_KEYS are set", settings.host)
     app = create_app(settings)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=BoundedHeadProtocol,
+        http=partial(BoundedProtocol, limit=connection_limit(settings.max_connections)),  # type: ignore[arg-type]
         log_config=None,
         access_log=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=5,
     )
     DrainingServer(config, app.state.drain, settings.drain_seconds).run()

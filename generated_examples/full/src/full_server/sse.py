@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, aclosing, suppress
 
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from .errors import envelope_for, shutting_down
@@ -50,7 +51,7 @@ class EventStream(StreamingResponse):
         self.heartbeat_seconds = heartbeat_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["http_version"].startswith("1."):
+        if scope["http_version"] == "1.1" and not wants_close(scope):
             self.headers["Connection"] = "keep-alive"
         started = False
 
@@ -102,6 +103,12 @@ class EventStream(StreamingResponse):
             heartbeat.cancel()
             with suppress(asyncio.CancelledError):
                 await heartbeat
+
+
+def wants_close(scope: Scope) -> bool:
+    """Whether the client closes the connection after the answer; the server then says so too."""
+    options = Headers(scope=scope).get("connection", "").lower().split(",")
+    return "close" in map(str.strip, options)
 
 
 async def say_goodbye(send: Send) -> None:

@@ -3,7 +3,7 @@ not."""
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -12,17 +12,21 @@ from ..settings import Settings
 from .admission import Admission
 from .base import Model
 from .device import Device
-from .errors import DeadlineExceeded, InvalidInput
+from .errors import ContextExceeded, DeadlineExceeded, InvalidInput, Overloaded
 from .output import Chunk, FinishReason, SequenceReader, Vocabulary
 from .params import ChatOptions, SamplingOptions, SamplingParams
-from .prompt import Conversation, PromptEncoder
+from .prompt import Conversation, PromptEncoder, RawPrompt
 from .source import LOADING, local_folder
 from .tokens import Engine, TokenStream
+from .tools import SchemaRefused, ToolCallParser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from .grammar import Grammar, GrammarCompiler
+
+MAX_GRAMMARS = 16
+"""Requests whose grammars are compiled or wait for it; most are found in a cache"""
 
 
 class Answer:
@@ -98,11 +102,14 @@ class ChatModel(Model):
         marks = f"{layout.prefix}{layout.suffix}" if layout else ""
         self._vocabulary = Vocabulary(tokenizer, visible=marks)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        # Compiling one can take seconds, in which those without a grammar must not wait.
+        self._grammar_executor = ThreadPoolExecutor(2, thread_name_prefix="grammar")
+        self._grammars_waiting = 0
 
     @classmethod
     def load(cls, source: str, device: Device, settings: Settings) -> Self:
         """Reads the weights and starts the engine. Blocks."""
-        folder = local_folder(source)
+        folder = local_folder(source, "INFER_CHAT_MODEL")
         with LOADING:
             from .loading import load_chat_model  # imports torch and transformers
 
@@ -126,59 +133,110 @@ class ChatModel(Model):
     def alive(self) -> bool:
         return self._engine.alive
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, as an answer would show it."""
+        return self._prompts.decode(tokens)
+
+    @property
+    def details(self) -> Mapping[str, str | None]:
+        reason = self._engine.reason
+        return {"engine": "sequential" if reason else "continuous", "engine_reason": reason}
+
     def unload(self) -> None:
         self._engine.stop()
         self._executor.shutdown(cancel_futures=True)
+        self._grammar_executor.shutdown(cancel_futures=True)
 
     async def answer(
-        self, conversation: Conversation, options: ChatOptions, resources: AsyncExitStack
+        self,
+        conversation: Conversation | RawPrompt,
+        options: ChatOptions,
+        resources: AsyncExitStack,
     ) -> Answer:
         """Queues a request. Closing `resources` frees all that it holds.
 
-        Raises InvalidInput, Overloaded or Unavailable, and all of it before a token is generated.
+        Raises InvalidInput, Overloaded, Unavailable or DeadlineExceeded, and all of it before a
+        token is generated.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_seconds
         # Before any work: what is refused has cost nothing.
         answer_tokens = options.max_tokens or self._default_max_tokens
         estimate = (conversation.estimated_tokens + answer_tokens) * options.n
         place = resources.enter_context(self._admission.enter(estimate, options.n))
-        prompt, params = await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._prepare, conversation, options
-        )
+        try:
+            async with asyncio.timeout_at(deadline):
+                grammar = await self._compile_grammar(options)
+                prompt, params = await loop.run_in_executor(
+                    self._executor, self._prepare, conversation, options, grammar
+                )
+        except TimeoutError as error:
+            raise self._late() from error
         place.tokens = (len(prompt) + params[0].max_tokens) * options.n
-        stream = resources.enter_context(self._generate(prompt, params))
+        stream = resources.enter_context(self._generate(prompt, params, deadline))
         readers = [
             SequenceReader(
                 index,
                 self._vocabulary,
                 stop=options.stop,
                 min_tokens=params[index].min_tokens,
-                layout=self._prompts.layout if options.tools else None,
+                stop_token_ids=params[index].stop_token_ids,
+                parser=self._parser(options),
             )
             for index in range(options.n)
         ]
-        return Answer(len(prompt), stream, readers, self._engine, self._eos_token_ids)
+        ends = params[0].end_tokens(self._eos_token_ids)
+        return Answer(len(prompt), stream, readers, self._engine, ends)
+
+    def _parser(self, options: ChatOptions) -> ToolCallParser | None:
+        if self._prompts.layout is None or not options.tools:
+            return None
+        if options.must_call:
+            return ToolCallParser(self._prompts.layout, "call")
+        if options.form is None:
+            return ToolCallParser(self._prompts.layout)
+        return ToolCallParser(self._prompts.layout, "either", [tool.name for tool in options.tools])
 
     @contextmanager
     def _generate(
-        self, prompt: list[int], params: Sequence[SamplingParams]
+        self, prompt: list[int], params: Sequence[SamplingParams], deadline: float
     ) -> Iterator[TokenStream]:
         """Leaving the block frees the request's places in the batch."""
         stream = self._engine.submit(prompt, params)
-        late = DeadlineExceeded(f"The answer took longer than {self._timeout_seconds:g} seconds.")
-        loop = asyncio.get_running_loop()
-        deadline = loop.call_later(self._timeout_seconds, stream.fail, late)
+        timer = asyncio.get_running_loop().call_at(deadline, stream.fail, self._late())
         try:
             yield stream
         finally:
-            deadline.cancel()
+            timer.cancel()
             self._engine.cancel(stream)
 
+    def _late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"The answer took longer than {self._timeout_seconds:g} seconds.")
+
+    async def _compile_grammar(self, options: ChatOptions) -> "Grammar | None":
+        """Raises InvalidInput or Overloaded."""
+        if not options.tools and options.form is None:
+            return None
+        if self._grammars_waiting >= MAX_GRAMMARS:
+            raise Overloaded("Too many schemas wait to be compiled.")
+        self._grammars_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._grammar_executor, self._grammar, options
+            )
+        finally:
+            self._grammars_waiting -= 1
+
     def _prepare(
-        self, conversation: Conversation, options: ChatOptions
+        self,
+        conversation: Conversation | RawPrompt,
+        options: ChatOptions,
+        grammar: "Grammar | None",
     ) -> tuple[list[int], list[SamplingParams]]:
         """The prompt's tokens and the parameters of each sequence. Blocks. Raises InvalidInput."""
         prompt = self._prompts.encode(conversation)
-        max_tokens = self._max_tokens(prompt, options)
+        self._check_known(prompt, conversation.param)
+        max_tokens = self._max_tokens(prompt, options, conversation.param)
         sampling = self._default_sampling | options.sampling
         if sampling.get("min_tokens", 0) > max_tokens:
             message = f"min_tokens: the answer has at most {max_tokens}"
@@ -186,7 +244,9 @@ class ChatModel(Model):
         vocabulary = self._engine.vocabulary
         if any(token >= vocabulary for token in sampling.get("logit_bias", ())):
             raise InvalidInput(f"logit_bias: tokens go from 0 to {vocabulary - 1}", "logit_bias")
-        grammar = self._grammar(options)
+        if any(token >= vocabulary for token in sampling.get("stop_token_ids", ())):
+            message = f"stop_token_ids: tokens go from 0 to {vocabulary - 1}"
+            raise InvalidInput(message, "stop_token_ids")
         seed = random.getrandbits(63) if options.seed is None else options.seed
         # Answer 0 is the one that a request for a single answer with this seed would get.
         seeds = [seed, *(random.Random(f"{seed}/{i}").getrandbits(63) for i in range(1, options.n))]
@@ -195,28 +255,34 @@ class ChatModel(Model):
             for each in seeds
         ]
 
-    def _max_tokens(self, prompt: Sequence[int], options: ChatOptions) -> int:
+    def _check_known(self, prompt: Sequence[int], param: str) -> None:
+        """Raises InvalidInput for a token of the tokenizer's that the model does not have.
+
+        In a batch it would fail every request, on a GPU end the process.
+        """
+        highest = max(prompt, default=0)
+        if highest >= self._engine.vocabulary:
+            raise InvalidInput(
+                f"The {param} contain {self._prompts.token(highest)!r} (token {highest}), "
+                f"which the model does not know: it has {self._engine.vocabulary} tokens.",
+                param,
+            )
+
+    def _max_tokens(self, prompt: Sequence[int], options: ChatOptions, param: str) -> int:
         """Raises InvalidInput when prompt and answer do not fit the model or its KV cache."""
         limit, asked = self._engine.max_length, options.max_tokens
         room = limit - len(prompt)
         if room < 1:
-            raise InvalidInput(
-                f"The messages have {len(prompt)} tokens, which leaves no room for an answer: "
-                f"the model holds {limit} tokens.",
-                "messages",
-                "context_length_exceeded",
-            )
+            however = f"the {param} have {len(prompt)} tokens, which leaves no room for an answer"
+            raise ContextExceeded(limit, however, param)
         if asked is not None and asked > room:
-            raise InvalidInput(
-                f"The messages have {len(prompt)} tokens and {asked} more are asked for, "
-                f"but the model holds {limit} tokens.",
-                options.max_tokens_name,
-                "context_length_exceeded",
-            )
+            however = f"the {param} have {len(prompt)} tokens and {asked} more are asked for"
+            raise ContextExceeded(limit, however, options.max_tokens_name)
         return asked or min(room, self._default_max_tokens)
 
     def _grammar(self, options: ChatOptions) -> "Grammar | None":
         """What holds the answer to a form. Raises InvalidInput."""
+        form = options.form
         if options.tools:
             if self._prompts.layout is None:
                 raise InvalidInput(
@@ -228,14 +294,15 @@ class ChatModel(Model):
                     options.tools,
                     free_text=not options.must_call,
                     parallel=options.parallel_tool_calls,
+                    form=form,
                 )
+            except SchemaRefused as error:
+                raise InvalidInput(f"{error.param}: {error}", error.param) from error
             except ValueError as error:
                 raise InvalidInput(f"tools: {error}", "tools") from error
-        if options.schema is None:
+        if form is None:
             return None
         try:
-            if not options.schema:
-                return self._grammars.json_object()
-            return self._grammars.json_schema(options.schema)
+            return self._grammars.form(form)
         except ValueError as error:
-            raise InvalidInput(f"response_format: {error}", "response_format") from error
+            raise InvalidInput(f"{form.param}: {error}", form.param) from error

@@ -37,7 +37,8 @@ class Device:
         count = torch.accelerator.device_count() if device.type in present else 0
         if device.type not in present or (device.type != "cpu" and (device.index or 0) >= count):
             raise RuntimeError(
-                f"INFER_DEVICE is {self.requested}, which this machine does not have."
+                f"INFER_DEVICE is {self.requested}, which this machine does not have; "
+                "auto takes the best that it has."
             )
         return device
 

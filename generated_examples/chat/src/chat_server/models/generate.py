@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -16,9 +18,13 @@ from transformers.modeling_utils import PreTrainedModel
 from .errors import Unavailable
 from .params import SamplingParams
 from .sampling import SamplingState, mark_choices
+from .stall import StallWatch
 from .tokens import TokenStream
 
 logger = logging.getLogger(__name__)
+
+TOKENS_OF_A_PASS = 512
+"""Of a prompt, for each of which a pass may take its time once more"""
 
 
 @dataclass
@@ -55,12 +61,14 @@ class CancelCriteria(StoppingCriteria):
 class LoopStreamer(BaseStreamer):
     """Hands every token over to the event loop. `generate()` puts the prompt first."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, watch: StallWatch) -> None:
         self.job = job
+        self.watch = watch
         self.prompt_seen = False
 
     def put(self, value: Tensor) -> None:
         if self.prompt_seen:
+            self.watch.moves()
             tokens = value.flatten().tolist()
             self.job.loop.call_soon_threadsafe(self.job.stream.put, self.job.index, tokens)
         self.prompt_seen = True
@@ -75,12 +83,25 @@ class GenerateEngine:
     max_sequences = 1
 
     def __init__(
-        self, model: PreTrainedModel, *, eos_token_ids: Sequence[int], max_length: int
+        self,
+        model: PreTrainedModel,
+        *,
+        eos_token_ids: Sequence[int],
+        max_length: int,
+        reason: str | None = None,
+        stall_seconds: float = math.inf,
     ) -> None:
+        """
+        Args:
+            reason: why this model is not batched.
+            stall_seconds: a step that takes longer never ends, see TOKENS_OF_A_PASS.
+        """
         self.max_length = max_length
-        self.vocabulary: int = model.config.get_text_config().vocab_size
+        self.reason = reason
+        self.vocabulary: int = model.get_input_embeddings().weight.size(0)
         self._model = model
         self._eos_token_ids = list(eos_token_ids)
+        self._watch = StallWatch(stall_seconds)
         self._stopping = False
         self._ended = False
         self._jobs: dict[tuple[str, int], Job] = {}
@@ -90,7 +111,7 @@ class GenerateEngine:
 
     @property
     def alive(self) -> bool:
-        return not self._ended and self._thread.is_alive()
+        return not self._ended and self._thread.is_alive() and not self._watch.stalled()
 
     def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
         if not self.alive:
@@ -117,7 +138,9 @@ class GenerateEngine:
         for job in list(self._jobs.values()):
             job.cancelled.set()
         self._queue.put(None)
-        self._thread.join()
+        while self.alive:
+            self._thread.join(1.0)
+        self._fail_all()  # of a thread that hangs
 
     def _finish(self, job: Job, error: Exception | None) -> None:
         self._jobs.pop((job.stream.id, job.index), None)
@@ -134,15 +157,26 @@ class GenerateEngine:
         finally:
             # However the thread ends, nobody waits for it in vain.
             self._ended = True
-            error = Unavailable("The model is being unloaded.")
-            for job in list(self._jobs.values()):
+            self._fail_all()
+
+    def _fail_all(self) -> None:
+        unloaded = self._stopping and not self._watch.stalled()
+        error = Unavailable(
+            "The model is being unloaded."
+            if unloaded
+            else "The model stopped working and is being restarted."
+        )
+        for job in list(self._jobs.values()):
+            with suppress(RuntimeError):  # the loop has been closed
                 job.loop.call_soon_threadsafe(self._finish, job, error)
 
     def _answer(self, job: Job) -> None:
         error: Exception | None = None
         try:
             if not job.cancelled.is_set():
-                self._generate(job)
+                # The prompt is read in one pass, whatever its length.
+                with self._watch.step(passes=1 + len(job.prompt) // TOKENS_OF_A_PASS):
+                    self._generate(job)
         except Exception:
             logger.exception("request %s failed", job.stream.id)
             error = Unavailable("The model failed while it answered.")
@@ -158,8 +192,8 @@ class GenerateEngine:
             attention_mask=torch.ones_like(input_ids),
             do_sample=False,
             max_new_tokens=job.state.params.max_tokens,
-            eos_token_id=no_eos if job.state.params.ignore_eos else self._eos_token_ids or no_eos,
+            eos_token_id=job.state.params.end_tokens(self._eos_token_ids) or no_eos,
             logits_processor=LogitsProcessorList([Sampler(job)]),
             stopping_criteria=[CancelCriteria(job.cancelled)],
-            streamer=LoopStreamer(job),
+            streamer=LoopStreamer(job, self._watch),
         )

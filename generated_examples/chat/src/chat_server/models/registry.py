@@ -15,7 +15,7 @@ from typing import TypeVar
 from ..threads import collector_paused, run_in_thread
 from .base import Model, ModelSpec
 from .device import Device
-from .errors import LoadFailed, Unavailable, UnknownModel
+from .errors import DeadlineExceeded, LoadFailed, SourceError, Unavailable, UnknownModel
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +44,20 @@ class Entry:
     """Attempts to load it that failed, since the last one that did not"""
     retry_at: float = 0.0
     """When the next attempt is due, on the monotonic clock"""
+    reason: str = ""
+    """The end of a sentence for clients: why the last attempt failed, if that may be told"""
+    permanent: bool = False
+    """The next attempt will fail as well, unless somebody changes something"""
 
     @property
     def dead(self) -> bool:
         return self.model is not None and not self.model.alive
 
-    def failed(self) -> None:
-        """Puts the next attempt off, twice as long each time."""
+    def failed(self, error: Exception) -> None:
+        """Keeps the reason, and puts the next attempt off, twice as long each time."""
+        known = error if isinstance(error, SourceError) else None
+        self.reason = known.reason if known else ""
+        self.permanent = known is not None and known.permanent
         # The exponent is bounded too: a float has no room for 2 ** 1024.
         pause = min(FIRST_PAUSE * 2 ** min(self.failures, 10), LONGEST_PAUSE)
         self.failures += 1
@@ -65,8 +72,12 @@ class ModelRegistry:
     a time, which `Entry` holds, so that neither a client that leaves nor the shutdown cuts it off.
     """
 
-    def __init__(self, specs: Iterable[ModelSpec], device: Device) -> None:
+    def __init__(
+        self, specs: Iterable[ModelSpec], device: Device, wait_seconds: float | None = None
+    ) -> None:
+        """wait_seconds: longest time that a request waits for its model to be loaded"""
         self.device = device
+        self._wait_seconds = wait_seconds
         self.created = int(time.time())
         self.wanted: set[str] = set()
         """Ids of the models without which the service is not ready, not loaded so far"""
@@ -82,6 +93,11 @@ class ModelRegistry:
         return [entry.spec for entry in self._entries.values() if entry.model is not None]
 
     @property
+    def models(self) -> dict[str, Model]:
+        """The loaded models by id."""
+        return {id_: entry.model for id_, entry in self._entries.items() if entry.model is not None}
+
+    @property
     def dead(self) -> list[str]:
         """Ids of the loaded models that can no longer answer."""
         return [id_ for id_, entry in self._entries.items() if entry.dead]
@@ -94,14 +110,17 @@ class ModelRegistry:
     async def use(self, name: str, model_class: type[M]) -> AsyncIterator[M]:
         """The model, loaded, and kept loaded until the block ends.
 
-        Raises UnknownModel, LoadFailed, or Unavailable while the service shuts down.
+        Raises UnknownModel, LoadFailed, DeadlineExceeded, or Unavailable while the service shuts
+        down.
         """
         entry = self._find(name)
         if not issubclass(entry.spec.model_class, model_class):
-            raise UnknownModel(f"The model {name!r} does not serve this endpoint.")
+            raise UnknownModel(f"The model {name[:64]!r} does not serve this endpoint.")
         entry.users += 1  # before any await: from here on, it is not idle
         try:
-            model = await self._load(entry) if entry.model is None or entry.dead else entry.model
+            model = entry.model
+            if model is None or entry.dead:
+                model = await self._load_in_time(entry)
             if self._closed:
                 raise shutting_down()
             assert isinstance(model, model_class)
@@ -119,6 +138,12 @@ class ModelRegistry:
 
         What fails stays wanted, and is logged.
         """
+        for entry in self._entries.values():
+            if entry.model is not None and entry.dead:
+                # At once, whatever is loaded before it: its requests wait for an end.
+                logger.error("%s stopped working", entry.spec.id)
+                self.wanted.add(entry.spec.id)
+                self._unload(entry, entry.model)
         for entry in self._entries.values():
             if entry.dead or entry.spec.id in self.wanted:
                 with suppress(LoadFailed):
@@ -153,7 +178,16 @@ class ModelRegistry:
         for entry in self._entries.values():
             if name == entry.spec.id or name in entry.spec.aliases:
                 return entry
-        raise UnknownModel(f"The model {name!r} does not exist. GET /v1/models lists what does.")
+        shown = repr(name[:64])
+        raise UnknownModel(f"The model {shown} does not exist. GET /v1/models lists what does.")
+
+    async def _load_in_time(self, entry: Entry) -> Model:
+        """`_load`, which goes on when this raises DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                return await self._load(entry)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"The model {entry.spec.id!r} is still being loaded.") from error
 
     async def _load(self, entry: Entry) -> Model:
         """The model, once it is loaded. Raises LoadFailed, or Unavailable while shutting down."""
@@ -184,9 +218,9 @@ class ModelRegistry:
             started = time.monotonic()
             model = await run_in_thread(partial(self._load_blocking, spec))
         except Exception as error:
-            logger.exception("loading %s failed", spec.id)
+            log_failure(entry, error)
             drop_locals(error)
-            entry.failed()
+            entry.failed(error)
             raise load_failed(entry) from error
         finally:
             entry.loading = None
@@ -224,7 +258,26 @@ class ModelRegistry:
 
 def load_failed(entry: Entry) -> LoadFailed:
     seconds = math.ceil(max(1.0, entry.retry_at - time.monotonic()))
-    return LoadFailed(f"The model {entry.spec.id!r} could not be loaded.", retry_after=seconds)
+    name = f"{entry.spec.model_class.type} model {entry.spec.id!r}"
+    why = f": {entry.reason}" if entry.reason else ""
+    return LoadFailed(
+        f"The {name} could not be loaded{why}.", retry_after=seconds, permanent=entry.permanent
+    )
+
+
+def log_failure(entry: Entry, error: Exception) -> None:
+    """One line each time. The way out and an unexpected error's traceback: the first time alone."""
+    name = f"{entry.spec.model_class.type} model {entry.spec.id}"
+    known = isinstance(error, SourceError)
+    again = entry.failures > 0 and entry.reason == getattr(error, "reason", "")
+    if again:
+        logger.error("loading the %s failed again, attempt %d", name, entry.failures + 1)
+    else:
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        line = " ".join(text.split())
+        logger.error("loading the %s failed: %s", name, line, exc_info=None if known else error)
+    if known or again:
+        logger.debug("where it failed", exc_info=error)
 
 
 def shutting_down() -> Unavailable:

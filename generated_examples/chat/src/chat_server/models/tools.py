@@ -18,12 +18,24 @@ ONE_CALL = re.compile(rf"(.*?)firstname(.*?){PROBE}(.*)", re.DOTALL)
 TWO_CALLS = re.compile(rf"{PROBE}(.*?)secondname", re.DOTALL)
 
 
+class SchemaRefused(ValueError):
+    """The grammar cannot keep to the schema of a tool. The message is one sentence."""
+
+    def __init__(self, tool: "Tool", reason: str) -> None:
+        super().__init__(f"of the tool {tool.name!r}: {reason}")
+        self.param = tool.param
+
+
 class Tool(NamedTuple):
     """A function that the model may ask for."""
 
     name: str
     parameters: Mapping[str, Any]
     """JSON schema of its arguments"""
+    strict: bool = True
+    """Refuses a schema that cannot be enforced, instead of keeping what can be"""
+    param: str = "tools"
+    """What the client calls its parameters"""
 
 
 @dataclass(frozen=True)
@@ -112,22 +124,43 @@ class ToolCallParser:
     cut off.
     """
 
-    def __init__(self, layout: ToolLayout) -> None:
+    def __init__(
+        self,
+        layout: ToolLayout,
+        answer: Literal["text", "call", "either"] = "text",
+        names: Sequence[str] = (),
+    ) -> None:
+        """answer: text with or without calls after it; calls alone, so that what is cut off is no
+        text; or either calls of tools with these names or a text of a given form.
+        """
         self.calls = 0
         """Calls begun so far"""
         self._layout = layout
-        self._place: Literal["text", "prefix", "name", "arguments", "after"] = "text"
+        self._heads = [f"{layout.prefix}{name}{layout.middle}" for name in names]
+        self._place: Literal["either", "form", "text", "prefix", "name", "arguments", "after"] = (
+            "prefix" if answer == "call" else answer
+        )
         self._held = ""
         self._json = ObjectScanner()
 
     def push(self, text: str) -> tuple[str, list[ToolCallDelta]]:
-        """The plain text and the pieces of calls that `text` completes."""
+        """The plain text and the pieces of calls that `text` completes, at most one of each call."""
         layout = self._layout
         self._held += text
         plain = ""
         deltas: list[ToolCallDelta] = []
         while True:
             match self._place:
+                case "either":
+                    if any(self._held.startswith(head) for head in self._heads):
+                        self._place = "prefix"
+                    elif any(head.startswith(self._held) for head in self._heads):
+                        break
+                    else:
+                        self._place = "form"
+                case "form":
+                    plain, self._held = self._held, ""
+                    break
                 case "text":
                     before, found, _ = self._held.partition(layout.trigger)
                     keep = 0 if found else overlap(self._held, layout.trigger)
@@ -152,7 +185,7 @@ class ToolCallParser:
                 case "arguments":
                     end = self._json.push(self._held)
                     if arguments := self._held[:end]:
-                        deltas.append(ToolCallDelta(self.calls - 1, arguments))
+                        add_arguments(deltas, self.calls - 1, arguments)
                     self._held = self._held[end:]
                     if not self._json.complete:
                         break
@@ -166,7 +199,18 @@ class ToolCallParser:
 
     def flush(self) -> str:
         """Plain text that was held back because it might have become a call."""
+        if self._place == "either":  # the whole answer so far
+            return self._held if self._held[:1] in ("{", '"') else ""
         return self._held if self._place == "text" else ""
+
+
+def add_arguments(deltas: list[ToolCallDelta], call: int, arguments: str) -> None:
+    """To the last piece where that is of the same call: clients take two pieces for two calls."""
+    if deltas and deltas[-1].call == call:
+        last = deltas.pop()
+        deltas.append(last._replace(arguments=last.arguments + arguments))
+    else:
+        deltas.append(ToolCallDelta(call, arguments))
 
 
 class ObjectScanner:

@@ -7,6 +7,7 @@ like length go together, because padding costs as much as text.
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+DEAD = "The model stopped working and is being restarted."
 
 
 class Request:
@@ -100,6 +103,7 @@ class Batcher:
         max_texts: int,
         max_padding: int,
         threads: int,
+        stall_seconds: float,
         prepare: Callable[[], object],
     ) -> None:
         """`compute` turns B lists of tokens into [B, D] vectors; several threads call it at once.
@@ -108,9 +112,11 @@ class Batcher:
         max_padding: tokens in a batch that are nothing but padding. Should be what a batch costs
             beyond its tokens: more padding than that is dearer than another batch.
         threads: while one computes, another pads its batch or hands out the vectors of the last.
+        stall_seconds: a batch that takes longer never ends: its thread is given up.
         prepare: is called first in each thread.
         """
         self._compute = compute
+        self._stall_seconds = stall_seconds
         self._prepare = prepare
         self._cut = partial(
             nearest, max_tokens=max_tokens, max_texts=max_texts, max_padding=max_padding
@@ -124,6 +130,8 @@ class Batcher:
         """Tokens that each request has got, or would have, had it been here all the time"""
         self._end: str | None = None
         """Why there will be no more batches"""
+        self._computing: dict[threading.Thread, tuple[float, list[Item]]] = {}
+        """The batch of each thread, and when it began with it"""
         self._threads = [
             threading.Thread(target=self._run, name=f"batcher-{number}", daemon=True)
             for number in range(threads)
@@ -133,7 +141,9 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        return self._end is None
+        now = time.monotonic()
+        started = [start for start, _ in list(self._computing.values())]
+        return self._end is None and all(now - each <= self._stall_seconds for each in started)
 
     async def submit(self, inputs: Sequence[Sequence[int]]) -> "list[Tensor]":
         """One [D] vector for each list of tokens. Raises Unavailable when the model fails."""
@@ -158,10 +168,16 @@ class Batcher:
             self._requests -= 1
 
     def stop(self) -> None:
-        """Ends the threads after the batches at hand; what waits fails. Blocks."""
-        self._close("The model is being unloaded.")
+        """Ends the threads after the batches at hand; what waits fails. Blocks.
+
+        A thread that hangs is left alone. What it computes fails.
+        """
+        stalled = not self.alive
+        self._close(DEAD if stalled else "The model is being unloaded.")
         for thread in self._threads:
-            thread.join()
+            thread.join(0.1 if stalled else self._stall_seconds)
+        for _, batch in list(self._computing.values()):
+            self._fail(batch, DEAD)
 
     def _close(self, reason: str) -> None:
         with self._changed:
@@ -176,11 +192,13 @@ class Batcher:
             self._prepare()
             while batch := self._next_batch():
                 self._run_batch(batch)
+                del self._computing[threading.current_thread()]
         except BaseException:  # SystemExit too, which would end the thread without a word
             logger.critical("the batcher died", exc_info=True)
-            reason = "The model stopped working and is being restarted."
-            self._close(reason)
-            self._fail(batch, reason)
+            self._close(DEAD)
+            self._fail(batch, DEAD)
+        finally:
+            self._computing.pop(threading.current_thread(), None)
 
     def _next_batch(self) -> list[Item]:
         """Waits for texts. Empty at the end."""
@@ -199,6 +217,7 @@ class Batcher:
     def _run_batch(self, batch: list[Item]) -> None:
         """Halves what fails, for want of memory or otherwise, until only what is to blame fails."""
         batch = [item for item in batch if not item.request.result.done()]
+        self._computing[threading.current_thread()] = (time.monotonic(), batch)
         if not batch:
             return
         try:
@@ -213,7 +232,22 @@ class Batcher:
                 logger.exception("a text of %d tokens failed", batch[0].length)
                 self._fail(batch, "The model failed on this input.")
         else:
+            self._deliver_finite(batch, vectors)
+
+    def _deliver_finite(self, batch: list[Item], vectors: "Tensor") -> None:
+        """Fails the texts whose vectors are no numbers, as those of half precision can be."""
+        finite: list[bool] = vectors.isfinite().all(dim=1).tolist()
+        if all(finite):
             self._deliver(batch, vectors)
+            return
+        lost = [item for item, is_finite in zip(batch, finite, strict=True) if not is_finite]
+        logger.error(
+            "the vectors of %d texts in a batch of %d are not finite", len(lost), len(batch)
+        )
+        self._fail(lost, "The model's vector of this input is not finite.")
+        kept = [item for item in batch if item not in lost]
+        if kept:
+            self._deliver(kept, vectors[finite])
 
     def _deliver(self, batch: list[Item], vectors: "Tensor") -> None:
         """Hands the whole batch to the event loop in one call."""

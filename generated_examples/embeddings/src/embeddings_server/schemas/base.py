@@ -1,9 +1,12 @@
 """What all requests have in common."""
 
 import logging
-from typing import Annotated, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+
+from ..models.errors import InvalidInput
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +29,20 @@ class APIRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
+    hints: ClassVar[Sequence[str]] = ()
+    """Fields that may be left aside: they change no answer"""
+    unsupported: ClassVar[Mapping[str, Sequence[object]]] = {}
+    """Fields that are refused, unless they have one of the values that ask for nothing"""
+
     @model_validator(mode="after")
-    def warn_about_unknown_fields(self) -> Self:
-        if self.model_extra:
+    def check_other_fields(self) -> Self:
+        extra = self.model_extra or {}
+        for name in self.unsupported.keys() & extra.keys():
+            if extra[name] not in (None, *self.unsupported[name]):
+                # It passes through pydantic, which would blame the request as a whole.
+                raise InvalidInput(f"{name}: is not supported by this service", name)
+        if unknown := sorted(extra.keys() - {*self.hints, *self.unsupported}):
             # Clients choose these names: as a list they are quoted, and the line stays short.
-            names = [name[:64] for name in sorted(self.model_extra)[:10]]
+            names = [name[:64] for name in unknown[:10]]
             logger.warning("ignored unknown fields: %s", names)
         return self

@@ -7,6 +7,8 @@ of processes can share one store.
 """
 
 import asyncio
+import logging
+import os
 import re
 import secrets
 import time
@@ -20,9 +22,11 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.store import LocalStore, ObjectStore, from_url
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from .errors import FileNotFound
+
+logger = logging.getLogger(__name__)
 
 FILE_ID = re.compile(r"file-[0-9a-f]{32}")
 
@@ -33,7 +37,7 @@ PARTS_IN_FLIGHT = 2
 
 
 class StoredFile(BaseModel):
-    """What is known about a file."""
+    """Metadata of a stored file."""
 
     id: str
     size: int
@@ -42,6 +46,12 @@ class StoredFile(BaseModel):
     """As the client called it. It never becomes part of a path."""
     purpose: str
     page_count: int | None = None
+    expires_at: int | None = None
+    """Seconds since the epoch; from then on the file is gone"""
+
+    @property
+    def expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at <= time.time()
 
 
 @dataclass(frozen=True)
@@ -86,11 +96,21 @@ class FileStore:
         filename: str,
         purpose: str,
         pages: AsyncIterator[bytes] | None = None,
+        expires_after: int | None = None,
     ) -> StoredFile:
-        """Keeps a file and the images of its pages, all of it or nothing."""
+        """Keeps a file and the images of its pages, all of it or nothing.
+
+        The file is gone `expires_after` seconds later, if that is given.
+        """
         file_id = new_id()
+        created = int(time.time())
         file = StoredFile(
-            id=file_id, size=0, created_at=int(time.time()), filename=filename, purpose=purpose
+            id=file_id,
+            size=0,
+            created_at=created,
+            filename=filename,
+            purpose=purpose,
+            expires_at=created + expires_after if expires_after is not None else None,
         )
 
         async def counted() -> AsyncIterator[bytes]:
@@ -120,9 +140,18 @@ class FileStore:
             raise no_file(file_id)
         try:
             result = await obstore.get_async(self.objects, meta_path(file_id))
-            return StoredFile.model_validate_json(bytes(await result.bytes_async()))
+            file = StoredFile.model_validate_json(bytes(await result.bytes_async()))
         except FileNotFoundError as error:
             raise no_file(file_id) from error
+        except ValidationError as error:
+            logger.warning("the metadata of %s is damaged: it can only be deleted", file_id)
+            raise no_file(file_id) from error
+        if file.id != file_id:
+            logger.warning("the metadata of %s is that of another file", file_id)
+            raise no_file(file_id)
+        if file.expired:  # `sweep` deletes it
+            raise no_file(file_id)
+        return file
 
     async def list_files(
         self,
@@ -136,7 +165,7 @@ class FileStore:
 
         `after` is a place among the ids: the file itself may have been deleted since.
         """
-        ids = sorted([id_ async for id_, _ in self._ids("meta")], reverse=order == "desc")
+        ids = sorted(await self._visible_ids(), reverse=order == "desc")
         if after is not None:
             ids = [id_ for id_ in ids if (id_ < after if order == "desc" else id_ > after)]
         found: list[StoredFile] = []
@@ -156,15 +185,21 @@ class FileStore:
             raise FileNotFound(f"The file {file.id!r} has no page {number}.")
         return await self._download(page_path(file.id, number), file.id)
 
-    async def delete(self, file: StoredFile) -> None:
+    async def delete(self, file_id: str) -> None:
+        """Deletes a file, also one whose metadata cannot be read."""
+        if not FILE_ID.fullmatch(file_id):
+            raise no_file(file_id)
         try:
-            await obstore.delete_async(self.objects, meta_path(file.id))
+            # A bucket would not say that there is nothing to delete.
+            await obstore.head_async(self.objects, meta_path(file_id))
+            await obstore.delete_async(self.objects, meta_path(file_id))
         except FileNotFoundError as error:
-            raise no_file(file.id) from error
-        await self._delete_content(file.id)
+            raise no_file(file_id) from error
+        await self._delete_content(file_id)
 
     async def sweep(self, older_than: timedelta = timedelta(days=1)) -> None:
-        """Deletes what uploads and deletions that were cut short have left behind."""
+        """Deletes files that have expired, and what was cut short has left behind."""
+        await self._delete_expired()
         before = datetime.now(UTC) - older_than
         # Metadata is listed last: an upload that finishes meanwhile is seen to be complete.
         orphans = {
@@ -178,6 +213,19 @@ class FileStore:
             await self._delete_content(file_id)
         if self.folder:
             await asyncio.to_thread(delete_staged, self.folder, before)
+
+    async def _delete_expired(self) -> None:
+        for file_id in await self._visible_ids():
+            with suppress(FileNotFound, FileNotFoundError, ValidationError):
+                result = await obstore.get_async(self.objects, meta_path(file_id))
+                if StoredFile.model_validate_json(bytes(await result.bytes_async())).expired:
+                    await self.delete(file_id)
+
+    async def _visible_ids(self) -> list[str]:
+        if self.folder is None:
+            return [id_ async for id_, _ in self._ids("meta")]
+        # The names alone: obstore looks at each file, which takes ten times as long.
+        return await asyncio.to_thread(ids_in, self.folder / "meta")
 
     async def _ids(self, kind: str) -> AsyncIterator[tuple[str, datetime]]:
         """The id and the age of every object of a kind. What is not ours is passed over."""
@@ -205,6 +253,13 @@ class FileStore:
         for path in [f"content/{file_id}", *(page["path"] for page in pages)]:
             with suppress(FileNotFoundError):
                 await obstore.delete_async(self.objects, path)
+
+
+def ids_in(folder: Path) -> list[str]:
+    with suppress(FileNotFoundError):  # before the first upload
+        names = (name.removesuffix(".json") for name in os.listdir(folder))
+        return [name for name in names if FILE_ID.fullmatch(name)]
+    return []
 
 
 def meta_path(file_id: str) -> str:

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -16,8 +16,8 @@ from starlette.formparsers import MultiPartParser
 from ..dependencies import FilesDep, SettingsDep
 from ..disconnect import until_disconnect
 from ..errors import APIError, documented
-from ..files.errors import FileNotFound, InvalidPdf
-from ..files.pdf import is_pdf, render_pages
+from ..files.errors import FileNotFound, InvalidPdf, PdfTimeout, TooManyPdfs
+from ..files.pdf import PdfRenderer, is_pdf
 from ..files.store import CHUNK_SIZE, FILE_ID, Download, StoredFile
 from ..schemas.files import File, FileList, UploadPurpose
 
@@ -46,6 +46,23 @@ async def translate_errors() -> AsyncIterator[None]:
     except InvalidPdf as error:
         raise APIError(
             status.HTTP_400_BAD_REQUEST, str(error), param=error.param, code="invalid_pdf"
+        ) from error
+    except PdfTimeout as error:
+        # It would take as long again.
+        headers = {"x-should-retry": "false"}
+        raise APIError(
+            status.HTTP_504_GATEWAY_TIMEOUT,
+            str(error),
+            param="file",
+            code="timeout",
+            headers=headers,
+        ) from error
+    except TooManyPdfs as error:
+        raise APIError(
+            status.HTTP_429_TOO_MANY_REQUESTS,
+            "Too many PDFs wait to be rendered.",
+            code="overloaded",
+            headers={"Retry-After": "5"},
         ) from error
     except StoreError as error:
         logger.exception("the file store failed")
@@ -83,10 +100,16 @@ def as_file_object(file: StoredFile) -> File:
         purpose=file.purpose,
         status="processed",
         page_count=file.page_count,
+        expires_at=file.expires_at,
     )
 
 
-@router.post("", response_model_exclude_none=True, form_limits={"max_files": 1, "max_fields": 16})
+@router.post(
+    "",
+    response_model_exclude_none=True,
+    form_limits={"max_files": 1, "max_fields": 16},
+    responses=documented(429, 504, 507),
+)
 async def upload_file(
     request: Request,
     files: FilesDep,
@@ -95,7 +118,16 @@ async def upload_file(
     purpose: Annotated[UploadPurpose, Form(description="What the file is for")],
     convert_pdf: bool = Form(default=False, description="Render the pages of the PDF"),
     pdf_dpi: int = Form(default=150, ge=36, le=300, description="Resolution of the pages"),
-    expires_after: str | None = Form(default=None, alias="expires_after[seconds]"),
+    expires_anchor: Literal["created_at"] | None = Form(
+        default=None, alias="expires_after[anchor]", description="When the time begins to run"
+    ),
+    expires_after: int | None = Form(
+        default=None,
+        alias="expires_after[seconds]",
+        ge=3600,
+        le=2_592_000,
+        description="Seconds after which the file is gone",
+    ),
 ) -> File:
     """Keeps a file.
 
@@ -103,11 +135,12 @@ async def upload_file(
     - **purpose**: what it is for, as in OpenAI's API
     - **convert_pdf**: also render the pages, see `GET /v1/files/{file_id}/pages/{number}`
     - **pdf_dpi**: resolution of the rendered pages
+    - **expires_after**: anchor `created_at` and seconds, from an hour to 30 days
     """
     if not file.filename or len(file.filename) > MAX_FILENAME:
         raise bad_field("file", f"needs a file name of 1 to {MAX_FILENAME} characters")
-    if expires_after is not None:
-        raise bad_field("expires_after", "is not supported by this service")
+    if (expires_anchor is None) != (expires_after is None):
+        raise bad_field("expires_after", "needs both anchor and seconds")
     # The middleware counts the body while it arrives; the file in it is what the limit is about.
     if file.size is None or file.size > settings.max_upload_size:
         raise APIError(
@@ -122,9 +155,15 @@ async def upload_file(
     async with AsyncExitStack() as resources:
         pages = None
         if convert_pdf:
-            rendering = render_pages(file.file, pdf_dpi, settings.max_pdf_pages)
-            pages = await resources.enter_async_context(aclosing(rendering))
-        work = files.save(chunks_of(file), filename=file.filename, purpose=purpose, pages=pages)
+            renderer: PdfRenderer = request.app.state.pdf_renderer
+            pages = await resources.enter_async_context(renderer.render(file.file, pdf_dpi))
+        work = files.save(
+            chunks_of(file),
+            filename=file.filename,
+            purpose=purpose,
+            pages=pages,
+            expires_after=expires_after,
+        )
         stored = await until_disconnect(request, work)
     return as_file_object(stored)
 
@@ -156,10 +195,10 @@ async def retrieve_file(file: StoredFileDep) -> File:
 
 
 @router.delete("/{file_id}", responses=documented(404))
-async def delete_file(file: StoredFileDep, files: FilesDep) -> FileDeleted:
+async def delete_file(file_id: str, files: FilesDep) -> FileDeleted:
     """Deletes a file and its rendered pages."""
-    await files.delete(file)
-    return FileDeleted(id=file.id, deleted=True, object="file")
+    await files.delete(file_id)
+    return FileDeleted(id=file_id, deleted=True, object="file")
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse, responses=sent_as(ANY_BYTES))

@@ -11,3 +11,11 @@ class InvalidPdf(Exception):
     def __init__(self, message: str, param: str = "file") -> None:
         super().__init__(message)
         self.param = param
+
+
+class PdfTimeout(Exception):
+    """Rendering the PDF takes too long."""
+
+
+class TooManyPdfs(Exception):
+    """Too many PDFs wait to be rendered. Worth another try."""

@@ -1,22 +1,26 @@
-"""The pages of a PDF as PNG images."""
+"""The pages of a PDF as PNG images, rendered by `pdf_program` in a process of its own."""
 
 import asyncio
-import io
-from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
+import json
+import logging
+import math
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import BinaryIO
 
-import pypdfium2
+from .errors import InvalidPdf, PdfTimeout, TooManyPdfs
+from .pdf_program import FRAME
 
-from .errors import InvalidPdf
+logger = logging.getLogger(__name__)
 
-PDFIUM_THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pdfium")
-"""Where every call of PDFium runs: it is not thread-safe, and there is one in a process."""
+PROGRAM = [sys.executable, "-P", str(Path(__file__).with_name("pdf_program.py"))]
 
-MAX_PIXELS = 50_000_000
-"""Of one page. A page of 10 KB can ask for a canvas of any size."""
-
-POINTS_PER_INCH = 72
+PROCESSES = 2
+"""PDFs that are rendered at the same time"""
+MAX_WAITING = 8
 
 
 def is_pdf(start: bytes) -> bool:
@@ -24,64 +28,80 @@ def is_pdf(start: bytes) -> bool:
     return b"%PDF-" in start[:1024]
 
 
-async def render_pages(file: BinaryIO, dpi: int, max_pages: int) -> AsyncGenerator[bytes]:
-    """One PNG after the other; no more than one page is in memory. Raises InvalidPdf.
+class PdfRenderer:
+    """Renders a few PDFs at a time, each in a process that has a time to live."""
 
-    PDFs take their turns page by page, so a thick one does not hold up the others.
-    """
-    loop = asyncio.get_running_loop()
-    document = await loop.run_in_executor(PDFIUM_THREAD, open_checked, file, dpi, max_pages)
-    try:
-        for index in range(len(document)):
-            yield await loop.run_in_executor(PDFIUM_THREAD, render_page, document, index, dpi)
-    finally:
-        # Queued behind a page that is still rendered for a client that has gone.
-        await loop.run_in_executor(PDFIUM_THREAD, document.close)
+    def __init__(self, max_pages: int, timeout_seconds: float) -> None:
+        """timeout_seconds: for the pages of one PDF, and once more for its wait before them."""
+        self._max_pages = max_pages
+        self._timeout_seconds = timeout_seconds
+        self._slots = asyncio.Semaphore(PROCESSES)
+        self._pdfs = 0
 
+    @asynccontextmanager
+    async def render(self, file: BinaryIO, dpi: int) -> AsyncIterator[AsyncGenerator[bytes]]:
+        """One PNG after the other; no more than one page is in memory.
 
-def open_checked(file: BinaryIO, dpi: int, max_pages: int) -> pypdfium2.PdfDocument:
-    """The document, once it is known that all its pages can be rendered."""
-    try:
-        document = pypdfium2.PdfDocument(file)
-    except pypdfium2.PdfiumError as error:
-        raise InvalidPdf("file: The PDF is broken or encrypted.") from error
-    try:
-        check_pages(document, dpi, max_pages)
-    except BaseException:
-        document.close()
-        raise
-    return document
+        file: has a file descriptor, and stays where it is until the last page.
 
-
-def check_pages(document: pypdfium2.PdfDocument, dpi: int, max_pages: int) -> None:
-    count = len(document)
-    if not 1 <= count <= max_pages:
-        raise InvalidPdf(f"file: The PDF has {count} pages. From 1 to {max_pages} can be rendered.")
-    scale = dpi / POINTS_PER_INCH
-    for index in range(count):
+        Raises TooManyPdfs at once or after too long a wait. The pages raise InvalidPdf and
+        PdfTimeout. Leaving the block ends the process.
+        """
+        if self._pdfs >= PROCESSES + MAX_WAITING:
+            raise TooManyPdfs
+        self._pdfs += 1
         try:
-            width, height = document.get_page_size(index)
-        except pypdfium2.PdfiumError as error:
-            raise InvalidPdf(f"file: Page {index + 1} of the PDF is broken.") from error
-        # However thin a page is, it gets a pixel: a line of a kilometre is a large image too.
-        pixels = max(1.0, width * scale) * max(1.0, height * scale)
-        if not pixels <= MAX_PIXELS:
-            raise InvalidPdf(
-                f"pdf_dpi: Page {index + 1} would have {pixels / 1e6:.0f} megapixels at {dpi} dpi. "
-                f"The limit is {MAX_PIXELS / 1e6:.0f}.",
-                param="pdf_dpi",
-            )
-
-
-def render_page(document: pypdfium2.PdfDocument, index: int, dpi: int) -> bytes:
-    png = io.BytesIO()
-    try:
-        page = document[index]
-        try:
-            image = page.render(scale=dpi / POINTS_PER_INCH, rev_byteorder=True).to_pil()
+            async with aclosing(self._pages(file, dpi)) as pages:
+                yield pages
         finally:
-            page.close()
-    except pypdfium2.PdfiumError as error:
-        raise InvalidPdf(f"file: Page {index + 1} of the PDF is broken.") from error
-    image.save(png, "PNG", compress_level=1)  # a third larger than the default, and much faster
-    return png.getvalue()
+            self._pdfs -= 1
+
+    async def _pages(self, file: BinaryIO, dpi: int) -> AsyncGenerator[bytes]:
+        try:
+            await asyncio.wait_for(self._slots.acquire(), self._timeout_seconds)
+        except TimeoutError as error:
+            raise TooManyPdfs from error
+        try:
+            async with aclosing(self._run(file, dpi)) as pages:
+                async for page in pages:
+                    yield page
+        finally:
+            self._slots.release()
+
+    async def _run(self, file: BinaryIO, dpi: int) -> AsyncGenerator[bytes]:
+        deadline = asyncio.get_running_loop().time() + self._timeout_seconds
+        file.seek(0)
+        process = await asyncio.create_subprocess_exec(
+            *PROGRAM,
+            str(dpi),
+            str(self._max_pages),
+            str(math.ceil(self._timeout_seconds) + 1),  # of the processor, were this one to die
+            stdin=file,
+            stdout=PIPE,
+            stderr=DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the service
+        )
+        try:
+            while (page := await self._next_page(process, deadline)) is not None:
+                yield page
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+    async def _next_page(self, process: Process, deadline: float) -> bytes | None:
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout_at(deadline):
+                kind, size = FRAME.unpack(await process.stdout.readexactly(FRAME.size))
+                payload = await process.stdout.readexactly(size)
+        except TimeoutError as error:
+            raise PdfTimeout(
+                f"file: The PDF takes longer than {self._timeout_seconds:g} s to render."
+            ) from error
+        except asyncio.IncompleteReadError as error:
+            logger.warning("rendering a PDF ended with status %d", await process.wait())
+            raise InvalidPdf("file: The PDF cannot be rendered.") from error
+        if kind == b"R":
+            raise InvalidPdf(**json.loads(payload))
+        return payload if kind == b"P" else None

@@ -5,9 +5,14 @@ It leans on names that transformers does not promise to keep (`_get_logits_proce
 its minor version and `tests/test_batching.py` notices when one of them moves.
 """
 
+import asyncio
+import ctypes
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from threading import Thread
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -24,18 +29,24 @@ from transformers.generation.continuous_batching.requests import (
     GenerationOutput,
     RequestState,
 )
+from transformers.generation.continuous_batching.utils import logger as manager_logger
 from transformers.modeling_utils import PreTrainedModel
 
+from ..threads import WorkThread
 from .batch_splitting import BatchSplitter
 from .errors import Unavailable
 from .params import SamplingParams
 from .sampling import SamplingState, mark_choices
+from .stall import StallWatch
 from .tokens import TokenStream
 
 logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 64
 """Tokens in one block of the KV cache. Small blocks waste little on short conversations."""
+
+STOP_SECONDS = 5.0
+"""Time that the thread of an engine that failed gets to end, and again after it was interrupted"""
 
 
 def generated(request: RequestState) -> list[int]:
@@ -81,6 +92,28 @@ class Sampler(ContinuousBatchingLogitsProcessor):
         return scores
 
 
+class Rehearsal(SamplingState):
+    """A sequence whose every token is known: the batch's logits for each are kept."""
+
+    def __init__(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        super().__init__(SamplingParams(max_tokens=len(answer), temperature=0.0), [], [], [])
+        self.prompt = list(prompt)
+        self.answer = list(answer)
+        self._logits: dict[int, Tensor] = {}
+
+    @property
+    def adjusts(self) -> bool:
+        return True
+
+    def adjust(self, logits: Tensor) -> None:
+        self._logits[self.position] = logits.clone()
+        logits[self.answer[self.position]] = torch.inf
+
+    def logits(self) -> Tensor:
+        """[N, V] float32, one row for each token of the answer"""
+        return torch.stack([self._logits[position] for position in range(len(self.answer))])
+
+
 class Place(NamedTuple):
     """What a request of the manager is to the service."""
 
@@ -91,6 +124,8 @@ class Place(NamedTuple):
 class BatchingEngine:
     """One model, one thread that steps through the batch, one `TokenStream` a request."""
 
+    reason = None
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -100,10 +135,12 @@ class BatchingEngine:
         max_batch_tokens: int,
         max_batch_requests: int,
         share_prefixes: bool = True,
+        stall_seconds: float = math.inf,
     ) -> None:
         """Takes the memory of the KV cache and starts the thread.
 
         share_prefixes: prompts that begin alike are computed once, where the model allows it.
+        stall_seconds: a step that takes longer never ends.
 
         Raises ValueError (or what transformers raises) for a model that cannot be batched.
         """
@@ -112,6 +149,9 @@ class BatchingEngine:
         self.max_sequences = max_batch_requests
         self._places: dict[str, Place] = {}
         self._states: dict[str, SamplingState] = {}
+        self._watch = StallWatch(stall_seconds)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Of the streams, once there was one"""
 
         config = ContinuousBatchingConfig(
             page_size=PAGE_SIZE,
@@ -143,17 +183,27 @@ class BatchingEngine:
         text_config = model.config.get_text_config()
         context = getattr(text_config, "max_position_embeddings", capacity)
         self.max_length: int = min(capacity, context)
-        self.vocabulary: int = text_config.vocab_size
+        self.vocabulary: int = model.get_input_embeddings().weight.size(0)
         BatchSplitter(self._manager)
+        self._compute = self._manager._generation_step
+        self._manager._generation_step = self._compute_watched
         self._manager.start()
+
+    def _compute_watched(self) -> None:
+        with self._watch.step():
+            self._compute()
 
     @property
     def alive(self) -> bool:
         status = self._manager.background_thread_status
-        return self._manager.is_running() and status.fatal_error is None
+        runs = self._manager.is_running() and status.fatal_error is None
+        return runs and not self._watch.stalled(work_waits=bool(self._places))
 
     def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
         stream = TokenStream(len(params))
+        self._loop = asyncio.get_running_loop()
+        if not self._places and not self._watch.computing:
+            self._watch.moves()
         try:
             for index, each in enumerate(params):
                 self._add(prompt, each, stream, index)
@@ -177,7 +227,7 @@ class BatchingEngine:
             request_id=request_id,
             max_new_tokens=params.max_tokens,
             streaming=True,
-            eos_token_id=-1 if params.ignore_eos else self._eos_token_ids,
+            eos_token_id=params.end_tokens(self._eos_token_ids) or -1,
         )
         if not accepted:
             raise Unavailable("The model stopped working and is being restarted.")
@@ -190,10 +240,72 @@ class BatchingEngine:
                 self._forget(request_id)
             stream.finish(each)
 
+    def rehearse(self, rehearsals: Sequence[Rehearsal], chunk: int, *, seconds: float) -> None:
+        """Runs sequences through one batch, `chunk` tokens a pass. Blocks; for before it serves.
+
+        Raises RuntimeError when the batch fails, TimeoutError after so many seconds.
+        """
+        processor = self._manager.batch_processor
+        assert processor is not None
+        most_tokens = processor.max_batch_tokens
+        processor.max_batch_tokens = min(chunk, most_tokens)
+        deadline = time.monotonic() + seconds
+        with self._manager.pause():  # or the first might be through before the last is there
+            for number, each in enumerate(rehearsals):
+                request_id = f"rehearsal-{number}"
+                self._states[request_id] = each
+                self._manager.add_request(
+                    each.prompt,
+                    request_id=request_id,
+                    max_new_tokens=len(each.answer),
+                    eos_token_id=-1,
+                )
+        with quiet(self._manager._generation_thread):  # the caller hears of what goes wrong
+            for _ in rehearsals:
+                self._await_result(deadline)
+        self._states.clear()
+        processor.max_batch_tokens = most_tokens
+
+    def _await_result(self, deadline: float) -> None:
+        while (output := self._manager.get_result(timeout=0.1)) is None:
+            if not self.alive:
+                raise RuntimeError("the batch's thread ended")
+            if time.monotonic() > deadline:
+                raise TimeoutError("the batch came to no end")
+        if output.error is not None:
+            raise RuntimeError(output.error)
+
+    def discard(self) -> None:
+        """Stops an engine that failed or hangs. Its memory is free once nothing refers to it.
+
+        A thread in code that cannot be interrupted goes on until it is through, and ends then.
+        """
+        thread = self._manager._generation_thread
+        self._manager.stop(block=True, timeout=STOP_SECONDS, hard_stop=True)
+        if thread is not None and thread.is_alive():
+            interrupt(thread)
+            thread.join(STOP_SECONDS)
+            # The interpreter would wait for it at its end.
+            WorkThread(target=thread.join, daemon=True).start()
+
     def stop(self) -> None:
+        if not self.alive:
+            self._fail_all()  # first, for a thread that hangs takes its time
+            self.discard()
+            return
         # A hard stop fails what is still running; its streams hear of it through `_deliver`.
         self._manager.stop(block=True, hard_stop=True)
         self._manager.destroy()
+
+    def _fail_all(self) -> None:
+        def fail() -> None:
+            for stream, _ in list(self._places.values()):
+                stream.fail(Unavailable("The model stopped working and is being restarted."))
+                self.cancel(stream)
+
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(fail)
 
     def _deliver(self, output: GenerationOutput) -> None:
         place = self._places.get(output.request_id)
@@ -215,3 +327,24 @@ class BatchingEngine:
         # A cancelled request never delivers again, so its handler would stay for ever.
         with self._manager.output_router._lock:
             self._manager.output_router.result_handlers.pop(request_id, None)
+
+
+@contextmanager
+def quiet(thread: Thread) -> Iterator[None]:
+    """Keeps what transformers' batching logs in this thread to itself."""
+
+    def elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != thread.ident
+
+    manager_logger.addFilter(elsewhere)
+    try:
+        yield
+    finally:
+        manager_logger.removeFilter(elsewhere)
+
+
+def interrupt(thread: Thread) -> None:
+    """Raises SystemExit in a thread, as soon as it executes Python again."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+    )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from string import whitespace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from ..settings import Settings
@@ -12,7 +13,7 @@ from .admission import Admission
 from .base import Model
 from .batcher import Batcher
 from .device import Device
-from .errors import DeadlineExceeded, InvalidInput
+from .errors import ContextExceeded, DeadlineExceeded, InvalidInput
 from .source import LOADING, local_folder
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 THREADS = 2
 """Batches that are computed at the same time"""
+
+SLICE = 64
+"""Texts that are tokenised at a time"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class EmbeddingsModel(Model):
     @classmethod
     def load(cls, source: str, device: Device, settings: Settings) -> Self:
         """Reads the weights and starts the threads. Blocks."""
-        folder = local_folder(source)
+        folder = local_folder(source, "INFER_EMBEDDINGS_MODEL")
         with LOADING:
             from .encoder import Encoder  # imports torch and transformers
 
@@ -79,6 +83,7 @@ class EmbeddingsModel(Model):
                 max_texts=max_texts,
                 max_padding=pass_cost,
                 threads=THREADS,
+                stall_seconds=settings.stall_seconds,
                 prepare=partial(encoder.share_cores, THREADS),
             ),
             admission=Admission(
@@ -109,8 +114,9 @@ class EmbeddingsModel(Model):
         if dimensions is not None and dimensions > self._encoder.dimensions:
             size = self._encoder.dimensions
             raise InvalidInput(f"The model's vectors have {size} dimensions.", "dimensions")
+        # Before any work: what is refused has cost nothing.
+        self._check_sizes(inputs)
         try:
-            # Before any work: what is refused has cost nothing.
             with self._admission.enter(estimate_tokens(inputs)) as place:
                 async with asyncio.timeout(self._timeout_seconds):
                     tokenized = await asyncio.get_running_loop().run_in_executor(
@@ -125,23 +131,37 @@ class EmbeddingsModel(Model):
             ) from error
         return Embeddings(vectors, tokens=place.tokens)
 
+    def _check_sizes(self, inputs: Sequence[str] | Sequence[Sequence[int]]) -> None:
+        """Raises ContextExceeded for inputs that are too long at a glance."""
+        limit, most = self._encoder.max_length, self._encoder.max_characters
+        for index, each in enumerate(inputs):
+            if not isinstance(each, str):
+                if len(each) > limit:
+                    raise ContextExceeded(limit, f"input {index} has {len(each)} tokens", "input")
+            elif len(each) > most and len(each) - sum(map(each.count, whitespace)) > most:
+                however = f"input {index} has more than {most} characters"
+                raise ContextExceeded(limit, however, "input")
+
     def _tokenize(self, inputs: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
-        texts = [text for text in inputs if isinstance(text, str)]
-        given = [list(tokens) for tokens in inputs if not isinstance(tokens, str)]
-        tokenized = self._encoder.tokenize(texts) if texts else given
         limit, vocabulary = self._encoder.max_length, self._encoder.vocabulary
-        for index, tokens in enumerate(tokenized):
-            if len(tokens) > limit:
-                raise InvalidInput(
-                    f"Input {index} has {len(tokens)} tokens; the model reads at most {limit}.",
-                    "input",
-                    "context_length_exceeded",
-                )
-            if given and not all(0 <= token < vocabulary for token in tokens):
-                raise InvalidInput(
-                    f"Input {index} has a token that is not in the vocabulary of {vocabulary}.",
-                    "input",
-                )
+        tokenized: list[list[int]] = []
+        # In slices: a tokenizer's own results take a hundred times the memory of their text.
+        for start in range(0, len(inputs), SLICE):
+            some = inputs[start : start + SLICE]
+            texts = [text for text in some if isinstance(text, str)]
+            given = [list(tokens) for tokens in some if not isinstance(tokens, str)]
+            for tokens in self._encoder.tokenize(texts) if texts else given:
+                index = len(tokenized)
+                if len(tokens) > limit:
+                    raise ContextExceeded(limit, f"input {index} has {len(tokens)} tokens", "input")
+                # A tokenizer may have more tokens than the model, too.
+                if unknown := [token for token in tokens if not 0 <= token < vocabulary]:
+                    raise InvalidInput(
+                        f"Input {index} has the token {unknown[0]}, which is not in the vocabulary "
+                        f"of {vocabulary}.",
+                        "input",
+                    )
+                tokenized.append(tokens)
         return tokenized
 
 

@@ -26,22 +26,32 @@ class Encoder:
         self._model = model
         self._tokenizer = tokenizer
         self._pooling = pooling
-        self.vocabulary: int = model.config.vocab_size
+        self.vocabulary: int = model.get_input_embeddings().weight.size(0)
         self.dimensions: int = model.config.hidden_size
         limits = (
             pooling.max_length,
-            getattr(model.config, "max_position_embeddings", None),
+            positions(model),
             tokenizer.model_max_length,
         )
         self.max_length: int = min(limit for limit in limits if limit)
+        # WordPiece takes words of up to 100 characters for one token, whether it knows them or not.
+        self.max_characters: int = self.max_length * max(100, *map(len, tokenizer.get_vocab()))
+        """Of a text, white space aside. What is longer is too long whatever its tokens are"""
 
     @classmethod
     def load(cls, folder: Path, device: Device) -> Self:
-        """Raises ValueError for a pooling that is not supported, OSError for missing files."""
+        """Raises ValueError for a pooling that is not supported or weights that are missing, OSError
+        for missing files."""
         disable_progress_bar()
         pooling = read_pooling(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModel.from_pretrained(folder, dtype=device.dtype)
+        model, report = AutoModel.from_pretrained(
+            folder, dtype=device.dtype, output_loading_info=True
+        )
+        # transformers fills them with random numbers. Its own pooler is not used here.
+        missing = sorted(name for name in report["missing_keys"] if not is_pooler(name))
+        if missing:
+            raise ValueError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
         return cls(model.to(device.torch_device).eval(), tokenizer, pooling)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -97,3 +107,20 @@ class Encoder:
         alone, together = seconds(1), seconds(texts)
         saved_by_each = max(0.0, texts * alone - together) / (texts - 1)
         return round(saved_by_each * texts * tokens / together)
+
+
+def is_pooler(weight: str) -> bool:
+    return weight.startswith("pooler.") or ".pooler." in weight
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model has positions for; None where its configuration does not say.
+
+    RoBERTa and its like begin to count after the id of the padding.
+    """
+    most: int | None = getattr(model.config, "max_position_embeddings", None)
+    for module in model.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, torch.nn.Embedding) and table.padding_idx is not None:
+            return table.num_embeddings - table.padding_idx - 1
+    return most

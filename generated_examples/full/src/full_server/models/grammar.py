@@ -15,10 +15,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.gbnf_to_lark import gbnf_to_lark
 from torch import Tensor
 
-from .tools import Tool, ToolLayout
+from .grammar_trial import compiled, survives_trial
+from .params import AnswerForm
+from .relaxing import MAX_MULTIPLE, UNTELLABLE, Relaxer, digits
+from .tools import SchemaRefused, Tool, ToolLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -33,14 +37,6 @@ WHITESPACE = {
     "whitespace_flexible": False,
 }
 
-# Whoever writes a schema can make it as hard as these allow, so they bound what one request costs:
-# seconds of a compiling thread, milliseconds of the inference thread at each of its steps.
-LIMITS = LLParserLimits(
-    initial_lexer_fuel=500_000,
-    step_lexer_fuel=50_000,
-    max_lexer_states=50_000,
-    verbose_errors=False,
-)
 MAX_LENGTH = 131_072
 """Characters of a grammar, which are mostly those of its schemas"""
 MAX_DEPTH = 100
@@ -48,8 +44,9 @@ MAX_DEPTH = 100
 MAX_DEPTH_OF_REFERENCES = 1000
 """Sum of the depths at which a schema refers to its definitions. Following them recurses in native
 code, which ends the process where the stack ends."""
-MAX_MULTIPLE = 10_000
-"""Least common multiple of all `multipleOf`, decimal points aside: there are as many states."""
+MAX_RULES = 500
+"""Colons in a grammar that a client has written, and so rules. Those that refer to one another in a
+chain recurse in native code."""
 CACHE_SIZE = 64
 """Compiled grammars that are kept"""
 
@@ -115,6 +112,8 @@ class GrammarCompiler:
         self._vocabulary = vocabulary
         self._eos_token_ids = list(eos_token_ids)
         self._cache: OrderedDict[str, Grammar] = OrderedDict()
+        self._too_costly: dict[str, None] = {}
+        """The latest that failed their trial, the oldest first"""
         self._lock = threading.Lock()
 
     @cached_property
@@ -138,23 +137,57 @@ class GrammarCompiler:
         """Any JSON object."""
         return self.json_schema({"type": "object"})
 
-    def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
+    def json_schema(self, schema: Mapping[str, Any], *, strict: bool = True) -> Grammar:
         """JSON that is valid against a schema, with the properties in the schema's order.
 
+        strict: else what cannot be enforced is dropped from the schema.
+
         Blocks for milliseconds, for hundreds of them with a large schema. Raises ValueError, in
-        one sentence, for a schema that is contradictory, too large, or uses what cannot be
+        one sentence, for a schema that is contradictory, too large, or (strict) uses what cannot be
         enforced.
         """
-        return self._compile("start: " + json_rule(schema))
+        return self._compile("start: " + json_rule(schema, strict=strict))
+
+    def form(self, form: AnswerForm) -> Grammar:
+        """Raises ValueError as `json_schema` does."""
+        return self._compile("start: " + form_rule(form))
 
     def tool_calls(
-        self, layout: ToolLayout, tools: Sequence[Tool], *, free_text: bool, parallel: bool
+        self,
+        layout: ToolLayout,
+        tools: Sequence[Tool],
+        *,
+        free_text: bool,
+        parallel: bool,
+        form: AnswerForm | None = None,
     ) -> Grammar:
         """Calls of the tools, one or (parallel) more.
 
-        free_text: any text, and once the trigger has been written, nothing but calls to the end.
-        Raises ValueError as `json_schema` does.
+        free_text: any text, and once the trigger has been written, nothing but calls to the end;
+            or with a form either calls or a text of that form.
+        Raises SchemaRefused for the tool that is to blame, ValueError as `json_schema` does.
         """
+        try:
+            return self._tool_calls(layout, tools, free_text, parallel, form)
+        except SchemaRefused:
+            raise
+        except ValueError as refusal:
+            # To find which of many is too complex would cost as much again for each.
+            for tool in tools if str(refusal) != TOO_COMPLEX else ():
+                try:
+                    self.json_schema(tool.parameters, strict=tool.strict)
+                except ValueError as error:
+                    raise SchemaRefused(tool, str(error)) from error
+            raise
+
+    def _tool_calls(
+        self,
+        layout: ToolLayout,
+        tools: Sequence[Tool],
+        free_text: bool,
+        parallel: bool,
+        form: AnswerForm | None,
+    ) -> Grammar:
         rules = [f"tool_{i}: {self._tool(layout, tool)}" for i, tool in enumerate(tools)]
         rules.append("tool: " + " | ".join(f"tool_{i}" for i in range(len(tools))))
         between = layout.between if parallel else None
@@ -162,6 +195,9 @@ class GrammarCompiler:
         rules.append(f"calls: tool {more} {self._literal(layout.suffix)}")
         if not free_text:
             rules.append(f"start: {self._literal(layout.prefix)} calls")
+        elif form:
+            rules.append(f"form: {form_rule(form)}")
+            rules.append(f"start: form | {self._literal(layout.prefix)} calls")
         else:
             rest = self._literal(layout.prefix.removeprefix(layout.trigger))
             rules.append(f"start: free (TEXT? | trigger {rest} calls)")
@@ -171,8 +207,11 @@ class GrammarCompiler:
     def _tool(self, layout: ToolLayout, tool: Tool) -> str:
         kind = tool.parameters.get("type", "object")
         if kind != "object":
-            raise ValueError(f"The parameters of the tool {tool.name!r} are not an object.")
-        arguments = json_rule({**tool.parameters, "type": "object"})
+            raise SchemaRefused(tool, "The parameters are not an object.")
+        try:
+            arguments = json_rule({**tool.parameters, "type": "object"}, strict=tool.strict)
+        except ValueError as error:
+            raise SchemaRefused(tool, str(error)) from error
         return f"{self._literal(tool.name + layout.middle)} {arguments}"
 
     def _free_text(self, trigger: str) -> str:
@@ -213,12 +252,12 @@ class GrammarCompiler:
             if grammar := self._cache.get(rules):
                 self._cache.move_to_end(rules)
                 return grammar
-        # Forcing looks far ahead for text without alternatives, which can take seconds.
-        options = json.dumps({"no_forcing": True})
-        start = LLMatcher(
-            self._tokenizer, f"%llguidance {options}\n{rules}", log_level=0, limits=LIMITS
-        )
-        start.compute_bitmask()  # the first step is the slowest, and shows what has no end
+        if rules in self._too_costly or not survives_trial(rules):
+            self._too_costly[rules] = None
+            if len(self._too_costly) > CACHE_SIZE:
+                del self._too_costly[next(iter(self._too_costly))]
+            raise ValueError(TOO_COMPLEX)
+        start = compiled(self._tokenizer, rules)
         if start.is_error():
             raise ValueError(explain(start.get_error()))
         grammar = Grammar(start)
@@ -229,22 +268,81 @@ class GrammarCompiler:
         return grammar
 
 
-def json_rule(schema: Mapping[str, Any]) -> str:
-    check(schema)
-    return "%json " + json.dumps({**schema, "x-guidance": WHITESPACE})
+def form_rule(form: AnswerForm) -> str:
+    """Raises ValueError for what cannot be a rule."""
+    match form.kind:
+        case "json":
+            return json_rule(form.value or {"type": "object"}, strict=form.strict)
+        case "regex":
+            return regex_rule(form.value)
+        case "choice":
+            return "(" + " | ".join(map(json.dumps, form.value)) + ")"
+        case "grammar":
+            return grammar_rule(form.value)
 
 
-def check(schema: Mapping[str, Any]) -> None:
-    """Raises ValueError for what llguidance would choke on or enforce only in part."""
+def regex_rule(pattern: str) -> str:
+    # A rule is the whole of the answer anyway, and knows no anchors.
+    pattern = pattern.removeprefix("^")
+    if pattern.endswith("$") and not pattern.endswith("\\$"):
+        pattern = pattern[:-1]
+    (rule,) = json.loads(LLMatcher.grammar_from_regex(pattern))["grammars"]
+    return str(rule["lark_grammar"]).removeprefix("start: ")
+
+
+def grammar_rule(text: str) -> str:
+    if "::=" in text:
+        try:
+            text = gbnf_to_lark(text)
+        except Exception as error:  # its own, RecursionError, plain Exception
+            raise ValueError(f"The grammar cannot be read: {str(error)[:200]}.") from error
+        text = text.replace("%llguidance {}", "", 1)
+    if text.count(":") > MAX_RULES:
+        raise ValueError(f"The grammar has more than {MAX_RULES} rules.")
+    if re.search(r"%(json|llguidance|lark|regex)", text):
+        raise ValueError("The grammar uses a directive that is not supported.")
+    return "%lark {\n" + text + "\n}"
+
+
+def json_rule(schema: Mapping[str, Any], *, strict: bool = True) -> str:
+    options: dict[str, Any] = dict(WHITESPACE)
+    check_size(schema)
+    if strict:
+        check(schema)
+    else:
+        relaxer = Relaxer(takes_pattern)
+        schema = relaxer.relax(schema)
+        if relaxer.dropped:
+            logger.info("dropped from a schema that is not strict: %s", sorted(relaxer.dropped))
+        options["lenient"] = True
+    return "%json " + json.dumps({**schema, "x-guidance": options})
+
+
+def takes_pattern(pattern: str) -> bool:
+    """Whether a regular expression can be enforced. Only those that look doubtful are tried."""
+    if not UNTELLABLE.search(pattern):
+        return True
+    return not LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(pattern))
+
+
+def check_size(schema: Mapping[str, Any]) -> None:
+    """Raises ValueError for what llguidance would choke on."""
     depths: dict[str, int] = {}
-    multiple = 1
     for depth, node in walk(schema):
         if depth > MAX_DEPTH:
             raise ValueError(f"The schema is nested deeper than {MAX_DEPTH} levels.")
         if isinstance(target := node.get("$ref"), str):
             depths[target] = max(depth, depths.get(target, 0))
+    if sum(depths.values()) > MAX_DEPTH_OF_REFERENCES:
+        raise ValueError("The schema refers to too many definitions.")
+
+
+def check(schema: Mapping[str, Any]) -> None:
+    """Raises ValueError for what llguidance would enforce only in part."""
+    multiple = 1
+    for _, node in walk(schema):
         if isinstance(factor := node.get("multipleOf"), int | float):
-            multiple = math.lcm(multiple, int("".join(c for c in f"{factor}" if c.isdigit())))
+            multiple = math.lcm(multiple, digits(factor))
         if isinstance(least := node.get("minProperties"), int) and least > 1:
             # It would count a key that is repeated.
             required = node.get("required")
@@ -252,8 +350,6 @@ def check(schema: Mapping[str, Any]) -> None:
                 raise ValueError(
                     '"minProperties" above 1 is enforced only for required properties.'
                 )
-    if sum(depths.values()) > MAX_DEPTH_OF_REFERENCES:
-        raise ValueError("The schema refers to too many definitions.")
     if multiple > MAX_MULTIPLE:
         raise ValueError('The numbers of "multipleOf" in the schema are too large.')
 
@@ -270,15 +366,19 @@ def walk(schema: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
             waiting += [(depth + 1, child) for child in node]
 
 
+TOO_COMPLEX = "The schema is too complex."
 EXPLANATIONS = {
     r"Unimplemented keys: \[(.+)\]": "The schema uses {}, which cannot be enforced.",
     r"coerce_one_of": 'The alternatives of "oneOf" in the schema overlap or may do so: use "anyOf".',
     r"Unsatisfiable schema: (.+)": "The schema contradicts itself: {}.",
+    r"Unknown format: (.+)": 'The schema uses the "format" {}, which cannot be enforced.',
+    r"lookarounds not supported": 'The schema has a "pattern" with look-around or the border of a word, '
+    "which cannot be enforced.",
     r"NoExtension": "Nothing can match the schema: it has no end.",
     r"Resource '(.+)' is not present": "The schema refers to {!r}, which is outside of it.",
-    r"fuel|too large|too many|too complex|Unable to determine": "The schema is too complex.",
+    r"fuel|too large|too many|too complex|Unable to determine": TOO_COMPLEX,
     # The lines before it show the place in the regular expression.
-    r"(?m)^error: (.+)": "The schema has a regular expression that cannot be enforced: {}.",
+    r"(?m)^error: (.+)": 'The "pattern", a regular expression, cannot be enforced: {}.',
     # What comes first is the place in rules that nobody but this module has seen.
     r"^(?:at \d+\(\d+\): )?(?:failed to compile JSON schema: )?(.+)": (
         "The schema cannot be enforced: {}."

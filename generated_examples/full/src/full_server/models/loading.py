@@ -1,6 +1,8 @@
 """Reads a chat model from its folder and puts the engine under it that fits."""
 
+import gc
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from .device import Device
 from .generate import GenerateEngine
 from .grammar import GrammarCompiler
 from .params import SamplingOptions
+from .proof import make_rehearsals, obstacle, plain_logits, prove, sample_tokens
 from .tokens import Engine
 
 logger = logging.getLogger(__name__)
@@ -58,7 +61,8 @@ def load_chat_model(folder: Path, device: Device, settings: Settings) -> ChatPar
     return ChatParts(
         tokenizer=tokenizer,
         grammars=GrammarCompiler(tokenizer, vocabulary, eos_token_ids),
-        engine=make_engine(model, eos_token_ids, settings),  # last, for it starts a thread
+        # last, for it starts a thread
+        engine=make_engine(model, tokenizer, eos_token_ids, settings),
         eos_token_ids=eos_token_ids,
         default_sampling=recommended_sampling(model.generation_config),
     )
@@ -71,26 +75,67 @@ def recommended_sampling(config: GenerationConfig) -> SamplingOptions:
     return options
 
 
-def make_engine(model: PreTrainedModel, eos_token_ids: Sequence[int], settings: Settings) -> Engine:
-    """Continuous batching where the model's layers allow it, else one request at a time."""
-    try:
-        return BatchingEngine(
-            model,
-            eos_token_ids=eos_token_ids,
-            kv_cache_tokens=settings.kv_cache_tokens,
-            max_batch_tokens=settings.max_batch_tokens,
-            max_batch_requests=settings.max_batch_requests,
-        )
-    except (ValueError, AttributeError, KeyError, NotImplementedError) as error:
-        name = type(model).__name__
-        logger.warning("%s cannot be batched (%s): one request at a time", name, error)
+def make_engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    eos_token_ids: Sequence[int],
+    settings: Settings,
+) -> Engine:
+    """Continuous batching where the model has proved to be right in it, else one at a time."""
+    reason = obstacle(model.config)
+    if reason is None:
+        attention = model.config._attn_implementation
+        try:
+            return proven_engine(model, tokenizer, eos_token_ids, settings)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever it is, one request at a time may still work
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        gc.collect()  # the engine that failed is in cycles, and so is its KV cache
+        if model.config._attn_implementation != attention:
+            model.set_attn_implementation(attention)
+    name = type(model).__name__
+    logger.warning("%s cannot be batched (%s): one request at a time", name, reason)
     text_config = model.config.get_text_config()
     context = getattr(text_config, "max_position_embeddings", settings.kv_cache_tokens)
     return GenerateEngine(
         model,
         eos_token_ids=eos_token_ids,
         max_length=min(context, settings.kv_cache_tokens),
+        reason=reason,
+        stall_seconds=settings.stall_seconds,
     )
+
+
+def proven_engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    eos_token_ids: Sequence[int],
+    settings: Settings,
+) -> BatchingEngine:
+    """Raises whatever transformers raises for a model that cannot be batched, and what `prove`
+    raises for one that answers otherwise in a batch.
+    """
+    rehearsals = make_rehearsals(sample_tokens(model, tokenizer, settings.kv_cache_tokens))
+    started = time.monotonic()
+    expected = plain_logits(model, rehearsals)  # before the engine changes the model's attention
+    plain_seconds = time.monotonic() - started
+    engine = BatchingEngine(
+        model,
+        eos_token_ids=eos_token_ids,
+        kv_cache_tokens=settings.kv_cache_tokens,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_batch_requests=settings.max_batch_requests,
+        stall_seconds=settings.stall_seconds,
+    )
+    started = time.monotonic()
+    try:
+        prove(engine, rehearsals, expected, dtype=model.dtype, plain_seconds=plain_seconds)
+    except BaseException:
+        engine.discard()
+        raise
+    logger.info("batch proved right in %.1f s", plain_seconds + time.monotonic() - started)
+    return engine
 
 
 def as_list(token_ids: int | list[int] | None) -> list[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .params import TokenLogprob
 from .text import Detokenizer, StopMatcher
-from .tools import ToolCallDelta, ToolCallParser, ToolLayout
+from .tools import ToolCallDelta, ToolCallParser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -91,16 +91,18 @@ class SequenceReader:
         *,
         stop: Sequence[str] = (),
         min_tokens: int = 0,
-        layout: ToolLayout | None = None,
+        stop_token_ids: Collection[int] = (),
+        parser: ToolCallParser | None = None,
     ) -> None:
         self.index = index
         self.count = 0
         """Tokens read so far"""
         self._vocabulary = vocabulary
-        self._detokenizer = Detokenizer(vocabulary.tokenizer.backend_tokenizer, vocabulary.hidden)
+        hidden = {*vocabulary.hidden, *stop_token_ids}
+        self._detokenizer = Detokenizer(vocabulary.tokenizer.backend_tokenizer, hidden)
         self._matcher = StopMatcher(stop)
         self._min_tokens = min_tokens
-        self._parser = ToolCallParser(layout) if layout else None
+        self._parser = parser
         self._decoded = 0
         """Characters decoded so far"""
         self._shown = 0

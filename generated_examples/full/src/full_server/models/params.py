@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from .tools import Tool
 
@@ -35,10 +35,16 @@ class SamplingParams:
     """The answer does not end before it has so many."""
     ignore_eos: bool = False
     """The answer goes on to `max_tokens`, whatever the model says."""
+    stop_token_ids: Sequence[int] = ()
+    """Tokens that end the answer beside the model's own"""
     top_logprobs: int | None = None
     """How many alternatives to report for each token; None reports no logprobs at all."""
     grammar: "Grammar | None" = None
     """What the answer has to look like"""
+
+    def end_tokens(self, eos_token_ids: Sequence[int]) -> list[int]:
+        """The tokens that end the answer, given the model's own."""
+        return [*(() if self.ignore_eos else eos_token_ids), *self.stop_token_ids]
 
 
 class TokenLogprob(NamedTuple):
@@ -63,7 +69,22 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     min_tokens: int
     ignore_eos: bool
+    stop_token_ids: Sequence[int]
     top_logprobs: int
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """What the text of an answer has to look like."""
+
+    kind: Literal["json", "regex", "choice", "grammar"]
+    value: Any
+    """JSON schema (an empty one stands for any JSON object), regular expression, list of texts, or
+    grammar in Lark's or llama.cpp's notation"""
+    param: str
+    """What the client calls it"""
+    strict: bool = True
+    """Refuses a JSON schema that cannot be enforced, instead of keeping what can be"""
 
 
 @dataclass(frozen=True)
@@ -79,8 +100,8 @@ class ChatOptions:
     """Texts at which an answer ends; they are not part of it."""
     n: int = 1
     """Answers to the same prompt"""
-    schema: Mapping[str, Any] | None = None
-    """JSON schema of the answer; an empty one stands for any JSON object."""
+    form: AnswerForm | None = None
+    """What the answer looks like, where it calls no tool"""
     tools: Sequence[Tool] = ()
     """What the answer may call"""
     must_call: bool = False

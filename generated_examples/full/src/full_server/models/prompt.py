@@ -1,20 +1,50 @@
 """From a conversation to the prompt's tokens, by the model's own chat template."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .errors import InvalidInput
+from .errors import ContextExceeded, InvalidInput, Unavailable
 from .tools import ToolLayout, read_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+logger = logging.getLogger(__name__)
+
 PROBE_TOOL = {
     "type": "function",
     "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
 }
+
+
+PROTECTED = frozenset(
+    (
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "messages",
+        "padding",
+        "processor_kwargs",
+        "raise_exception",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "self",
+        "strftime_now",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+        "max_length",
+    )
+)
+"""Names that are no variables of a template, or not the client's: those of `apply_chat_template`"""
 
 
 @dataclass(frozen=True)
@@ -24,11 +54,54 @@ class Conversation:
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
     """In OpenAI's form, which is the form that chat templates read"""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables of the template"""
+    add_generation_prompt: bool = True
+    """Whether the prompt ends with the head of an answer"""
+    continue_final_message: bool = False
+    """Whether it ends in the middle of the last message instead"""
+
+    param: ClassVar[str] = "messages"
+    """What the client calls it"""
 
     @property
     def estimated_tokens(self) -> int:
         """A guess that costs nothing: four characters a token."""
         return sum(len(message.get("content") or "") for message in self.messages) // 4
+
+
+@dataclass(frozen=True)
+class RawPrompt:
+    """What an answer goes on from as it stands, without a chat template."""
+
+    given: str | Sequence[int]
+    """A text or its tokens"""
+    add_special_tokens: bool = True
+    """Whether a text gets the tokens that begin one"""
+
+    param: ClassVar[str] = "prompt"
+    """What the client calls it"""
+
+    @property
+    def estimated_tokens(self) -> int:
+        return len(self.given) // 4 if isinstance(self.given, str) else len(self.given)
+
+
+def with_objects(conversation: Conversation) -> Conversation:
+    """For templates that iterate over the arguments of calls: none of them is a text any more."""
+    messages = [dict(message) for message in conversation.messages]
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [
+                call | {"function": call["function"] | {"arguments": as_object(call)}}
+                for call in calls
+            ]
+    return replace(conversation, messages=messages)
+
+
+def as_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    arguments = call["function"]["arguments"]
+    return {"raw": arguments} if isinstance(arguments, str) else arguments
 
 
 class PromptEncoder:
@@ -60,37 +133,74 @@ class PromptEncoder:
             reads_tools = False
         return read_layout(render) if reads_tools else None
 
-    def encode(self, conversation: Conversation) -> list[int]:
+    def encode(self, conversation: Conversation | RawPrompt) -> list[int]:
         """The prompt's tokens. Blocks.
 
-        Raises InvalidInput when the template refuses the messages, or for far too many of them.
+        Raises InvalidInput when the template refuses the messages, or for far too many of them;
+        Unavailable when the template does not work.
         """
+        if isinstance(conversation, RawPrompt):
+            return self._encode_raw(conversation)
+        try:
+            text = self._render_strictly(conversation)
+        # Templates compute with what the client sent and raise whatever they like about it.
+        except Exception as error:
+            try:
+                text = self._render_strictly(with_objects(conversation))
+            except Exception:
+                if self._is_broken:
+                    raise Unavailable("The model's chat template does not work.") from error
+                raise InvalidInput(
+                    f"The model's chat template refuses these messages: {str(error)[:500]}",
+                    "messages",
+                ) from error
+        self._check_characters(text, "messages")
+        # The template writes the special tokens itself.
+        tokens = list(self._tokenizer.encode(text, add_special_tokens=False))
+        if not tokens:  # which no engine can continue
+            message = "The model's chat template makes an empty prompt of these messages."
+            raise InvalidInput(message, "messages")
+        return tokens
+
+    def _encode_raw(self, prompt: RawPrompt) -> list[int]:
+        if not isinstance(prompt.given, str):
+            return list(prompt.given)
+        self._check_characters(prompt.given, prompt.param)
+        special = prompt.add_special_tokens
+        tokens = list(self._tokenizer.encode(prompt.given, add_special_tokens=special))
+        if not tokens:  # which no engine can continue
+            raise InvalidInput("prompt: is empty", prompt.param)
+        return tokens
+
+    def _check_characters(self, text: str, param: str) -> None:
+        if len(text) > self._max_characters:  # too long whatever its tokens are: not worth a look
+            however = f"the {param} have {len(text)} characters, more than so many tokens can hold"
+            raise ContextExceeded(self._max_length, however, param)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens))
+
+    @cached_property
+    def _is_broken(self) -> bool:
+        """Whether the template fails at the plainest question, other than by refusing it."""
         from jinja2 import TemplateError
 
-        # Templates compute with what the client sent, so all of these mean the client's messages.
-        refusals = (
-            TemplateError,
-            TypeError,
-            ValueError,
-            LookupError,
-            AttributeError,
-            RecursionError,
-        )
         try:
-            text = self._render(conversation, True)
-            text.encode()  # a template may read fields that nobody has checked
-        except refusals as error:
-            raise InvalidInput(
-                f"The model's chat template refuses these messages: {error}", "messages"
-            ) from error
-        if len(text) > self._max_characters:  # too long whatever its tokens are: not worth a look
-            raise InvalidInput(
-                f"The messages have {len(text)} characters, which no {self._max_length} tokens hold.",
-                "messages",
-                "context_length_exceeded",
-            )
-        # The template writes the special tokens itself.
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+            self._render(Conversation([{"role": "user", "content": "q"}]), True)
+        except Exception as error:
+            logger.exception("the chat template does not work")
+            return type(error) is not TemplateError  # which templates raise themselves
+        return False
+
+    def _render_strictly(self, conversation: Conversation) -> str:
+        wants_head = conversation.add_generation_prompt and not conversation.continue_final_message
+        text = self._render(conversation, wants_head)
+        text.encode()  # a template may read fields that nobody has checked
+        return text
+
+    def token(self, id_: int) -> str:
+        """How the tokenizer writes a token"""
+        return str(self._tokenizer.convert_ids_to_tokens(id_))
 
     def _render(self, conversation: Conversation, with_head: bool) -> str:
         return str(
@@ -99,5 +209,7 @@ class PromptEncoder:
                 tools=[dict(tool) for tool in conversation.tools] or None,
                 tokenize=False,
                 add_generation_prompt=with_head,
+                continue_final_message=conversation.continue_final_message,
+                **conversation.variables,
             )
         )

@@ -91,7 +91,7 @@ class SamplingState:
             tokens = torch.tensor(list(params.logit_bias), device=device)
             logits[tokens] += torch.tensor(list(params.logit_bias.values()), device=device)
         if self.position < params.min_tokens:
-            logits[self._eos_token_ids] = -torch.inf
+            logits[self._eos_token_ids + list(params.stop_token_ids)] = -torch.inf
         if self._matcher:
             self._matcher.mask(logits)
             if bool(logits.max() == -torch.inf):  # complete, though min_tokens wants more

@@ -84,7 +84,11 @@ class Engine(Protocol):
 
     @property
     def vocabulary(self) -> int:
-        """Width of the logits"""
+        """Ids of the tokens that the model can read are below this."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why it generates one sequence at a time; None for an engine that batches"""
 
     @property
     def alive(self) -> bool:

@@ -22,7 +22,7 @@ router = APIRouter(tags=["chat"], responses=documented(404, 429, 504))
     "/v1/chat/completions",
     response_model=ChatCompletion,
     response_model_exclude_none=True,
-    responses={200: {"content": {EventStream.media_type: {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {EventStream.media_type: {}}}},
 )
 async def create_chat_completion(
     body: ChatRequest, request: Request, registry: RegistryDep, settings: SettingsDep

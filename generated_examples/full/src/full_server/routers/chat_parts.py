@@ -20,8 +20,8 @@ class Head(NamedTuple):
     model: str
 
     @classmethod
-    def new(cls, model: str) -> Self:
-        return cls(id=f"chatcmpl-{uuid.uuid4().hex}", created=int(time.time()), model=model)
+    def new(cls, model: str, prefix: str = "chatcmpl") -> Self:
+        return cls(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model)
 
 
 def usage_of(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:

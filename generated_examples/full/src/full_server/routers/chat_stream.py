@@ -38,39 +38,51 @@ async def stream_events(answer: Answer, head: Head, with_usage: bool) -> AsyncGe
             yield chunk_event(head, [Choice(index=index, delta=delta)])
         async for chunk in answer:
             completion_tokens[chunk.index] = chunk.completion_tokens
-            yield chunk_event(head, [choice_of(chunk)])
-            # A checkpoint: the event leaves now, and a client that is gone is noticed now.
-            await asyncio.sleep(0)
+            for choice in choices_of(chunk):
+                yield chunk_event(head, [choice])
+                # A checkpoint: the event leaves now, and a client that is gone is noticed now.
+                await asyncio.sleep(0)
         if with_usage:
             usage = usage_of(answer.prompt_tokens, sum(completion_tokens))
             yield chunk_event(head, [], usage)
         yield DONE
-    except ModelError as error:
-        yield event(envelope_for(from_model_error(error)))
-    except Exception:
-        logger.exception("the stream failed")
-        yield event(envelope_for(internal_error(request_id_var.get() or "unknown")))
+    except Exception as error:
+        yield failure(error)
 
 
-def choice_of(chunk: Chunk) -> Choice:
-    calls = [
-        ChoiceDeltaToolCall(
-            index=call.call,
-            id=call.id,
-            type="function" if call.id else None,
-            function=ChoiceDeltaToolCallFunction(name=call.name, arguments=call.arguments),
+def failure(error: Exception) -> bytes:
+    """The last event of a stream that fails."""
+    if isinstance(error, ModelError):
+        return event(envelope_for(from_model_error(error)))
+    logger.error("the stream failed", exc_info=error)
+    return event(envelope_for(internal_error(request_id_var.get() or "unknown")))
+
+
+def choices_of(chunk: Chunk) -> list[Choice]:
+    """The chunk in as many events as it takes to say one thing in each, as OpenAI does.
+
+    Many clients read the first of an event's tool calls alone, or no tool calls beside text.
+    """
+    deltas = [
+        ChoiceDelta(
+            tool_calls=[
+                ChoiceDeltaToolCall(
+                    index=call.call,
+                    id=call.id,
+                    type="function" if call.id else None,
+                    function=ChoiceDeltaToolCallFunction(name=call.name, arguments=call.arguments),
+                )
+            ]
         )
         for call in chunk.tool_calls
     ]
-    logprobs = None
+    if chunk.text or not deltas:
+        deltas.insert(0, ChoiceDelta(content=chunk.text or None))
+    choices = [Choice(index=chunk.index, delta=delta) for delta in deltas]
     if chunk.logprobs:
-        logprobs = ChoiceLogprobs(content=logprob_entries(chunk.logprobs))
-    return Choice(
-        index=chunk.index,
-        delta=ChoiceDelta(content=chunk.text or None, tool_calls=calls or None),
-        logprobs=logprobs,
-        finish_reason=chunk.finish_reason,
-    )
+        choices[0].logprobs = ChoiceLogprobs(content=logprob_entries(chunk.logprobs))
+    choices[-1].finish_reason = chunk.finish_reason
+    return choices
 
 
 def chunk_event(head: Head, choices: list[Choice], usage: CompletionUsage | None = None) -> bytes:

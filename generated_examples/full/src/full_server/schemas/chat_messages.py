@@ -10,32 +10,46 @@ from .base import Text
 # Lists fail fast: an error for each of a million bad items would hold up the event loop.
 
 
-class TextPart(BaseModel):
-    type: Literal["text"]
-    text: Text
+class ContentPart(BaseModel):
+    """A piece of text. The types beside `text` are those of answers that clients send back."""
+
+    type: Literal["text", "output_text", "input_text", "refusal"]
+    text: Text | None = None
+    refusal: Text | None = Field(None, description="In place of text, with the type refusal")
+
+    @model_validator(mode="after")
+    def check_text(self) -> Self:
+        if self.said is None:
+            raise ValueError(f"{'refusal' if self.type == 'refusal' else 'text'} is missing")
+        return self
+
+    @property
+    def said(self) -> str | None:
+        return self.refusal if self.type == "refusal" else self.text
 
 
 class FunctionCall(BaseModel):
     name: Text
-    arguments: Text = Field(description="JSON")
+    arguments: Text | dict[str, Any] | None = Field(
+        None, description="JSON; any text goes, for a call can have been cut off"
+    )
 
-    @model_validator(mode="after")
-    def check_arguments(self) -> Self:
-        if not isinstance(self.parsed, dict):
-            raise ValueError("the arguments are not a JSON object")
-        return self
-
-    @property
-    def parsed(self) -> Any:
+    def for_template(self) -> dict[str, Any] | str:
+        """An object where it is one, as templates expect it, or else the text itself."""
+        if not isinstance(self.arguments, str):
+            return self.arguments or {}
         try:
-            return json.loads(self.arguments or "{}")
+            parsed = json.loads(self.arguments or "{}")
         except (ValueError, RecursionError):
-            return None
+            return self.arguments
+        if parsed is None:
+            return {}
+        return parsed if isinstance(parsed, dict) else self.arguments
 
 
 class ToolCall(BaseModel):
-    id: Text
-    type: Literal["function"] = "function"
+    id: Text | None = None
+    type: Literal["function"] | None = "function"
     function: FunctionCall
 
 
@@ -47,9 +61,10 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
         description="Who speaks; developer is the newer name of system"
     )
-    content: Text | Annotated[list[TextPart], Field(fail_fast=True)] | None = Field(
+    content: Text | Annotated[list[ContentPart], Field(fail_fast=True)] | None = Field(
         None, description="What is said: text, or parts of text"
     )
+    refusal: Text | None = Field(None, description="Of the assistant: what it said instead")
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = Field(
         None, description="Of the assistant: what it called"
     )
@@ -57,26 +72,30 @@ class ChatMessage(BaseModel):
 
     @model_validator(mode="after")
     def check_content(self) -> Self:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        if self.content is None and self.role not in ("assistant", "tool"):
             raise ValueError("content is missing")
         return self
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it: a plain string, a role they all know, and the
         arguments of calls as objects."""
-        text = self.content or ""
+        text = self.content or self.refusal or ""
         if isinstance(text, list):
-            text = "".join(part.text for part in text)
+            text = "".join(part.said or "" for part in text)
         role = "system" if self.role == "developer" else self.role
         message = {**(self.model_extra or {}), "role": role, "content": text}
         if self.tool_calls:
             message["tool_calls"] = [
                 {
-                    "id": call.id,
+                    # Some templates want nine letters or digits.
+                    "id": f"{place:09}" if call.id is None else call.id,
                     "type": "function",
-                    "function": {"name": call.function.name, "arguments": call.function.parsed},
+                    "function": {
+                        "name": call.function.name,
+                        "arguments": call.function.for_template(),
+                    },
                 }
-                for call in self.tool_calls
+                for place, call in enumerate(self.tool_calls)
             ]
         if self.tool_call_id is not None:
             message["tool_call_id"] = self.tool_call_id

@@ -3,7 +3,8 @@
 https://platform.openai.com/docs/api-reference/embeddings/create
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StrictInt
 
@@ -17,6 +18,19 @@ MAX_INPUTS = 2048
 
 
 class EmbeddingsRequest(APIRequest):
+    hints: ClassVar[Sequence[str]] = ("metadata", "priority", "request_id", "user")
+    unsupported: ClassVar[Mapping[str, Sequence[object]]] = {
+        "add_special_tokens": (True,),
+        "embed_dtype": ("float32",),
+        "endianness": ("native", "little"),
+        "input_type": (),
+        "messages": (),
+        "normalize": (),
+        "prompt_name": (),
+        "truncate": (False,),
+        "truncate_prompt_tokens": (),
+    }
+
     model: str = Field(description="Id of the model, see GET /v1/models")
     input: (
         NonEmptyText
@@ -28,7 +42,6 @@ class EmbeddingsRequest(APIRequest):
         None, description="Numbers, or little-endian float32 in base64"
     )
     dimensions: int | None = Field(None, ge=1, description="Keep only the first so many numbers")
-    user: str | None = Field(None, description="Accepted, not used")
 
     @property
     def inputs(self) -> list[str] | list[list[int]]:

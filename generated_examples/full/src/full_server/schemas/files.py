@@ -8,13 +8,13 @@ from typing import Literal
 from openai.types import FileObject
 from pydantic import BaseModel, Field
 
-UploadPurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data"]
-"""Not `evals`: OpenAI's clients may upload it, but their type of a file cannot express it."""
+UploadPurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 
 
 class File(FileObject):
     """OpenAI's file object, and what this service knows beyond it."""
 
+    purpose: UploadPurpose  # type: ignore[assignment]  # theirs lacks `evals`, which they upload
     page_count: int | None = Field(None, description="Pages rendered, if convert_pdf was asked for")
 
 

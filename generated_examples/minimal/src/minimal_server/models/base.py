@@ -1,7 +1,7 @@
 """The seam where a team puts a model of its own: subclass `Model`, list it in a `ModelSpec`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +18,11 @@ class Model(ABC):
     def alive(self) -> bool:
         """False when the model can no longer answer, for example because its thread died."""
         return True
+
+    @property
+    def details(self) -> Mapping[str, str | None]:
+        """What `/health` shows of it; the names are those of `health.LoadedModel`."""
+        return {}
 
     @abstractmethod
     def unload(self) -> None:

@@ -9,7 +9,15 @@ from pydantic import BaseModel, Field
 
 from ..dependencies import RegistryDep
 
-router = APIRouter(prefix="/health", tags=["health"])  # HEAD: some load balancers ask so
+router = APIRouter(prefix="/health", tags=["health"])
+
+
+class LoadedModel(BaseModel):
+    id: str
+    engine: Literal["continuous", "sequential"] | None = Field(
+        None, description="Whether requests are generated together or one after the other"
+    )
+    engine_reason: str | None = Field(None, description="Why not together")
 
 
 class Health(BaseModel):
@@ -17,6 +25,7 @@ class Health(BaseModel):
     reason: str | None = Field(None, description="What is wrong")
     device: dict[str, str | None] = Field(description="Where models run, once one was loaded")
     loaded_models: list[str]
+    models: list[LoadedModel] = Field(description="More about the loaded models")
     timestamp: datetime
     pid: int
 
@@ -40,7 +49,6 @@ def why_not_ready(request: Request, registry: RegistryDep) -> str | None:
     return None
 
 
-@router.head("", include_in_schema=False)
 @router.get("", response_model_exclude_none=True)
 async def get_health(request: Request, registry: RegistryDep) -> Health:
     """What runs where, for people and dashboards. Always a 200: the verdict is in the body."""
@@ -50,19 +58,21 @@ async def get_health(request: Request, registry: RegistryDep) -> Health:
         reason=reason,
         device=registry.device.describe(),
         loaded_models=[spec.id for spec in registry.loaded],
+        models=[
+            LoadedModel.model_validate({"id": id_, **model.details})
+            for id_, model in registry.models.items()
+        ],
         timestamp=datetime.now(UTC),
         pid=os.getpid(),
     )
 
 
-@router.head("/live", include_in_schema=False)
 @router.get("/live")
 async def get_liveness() -> Liveness:
     """Answers as long as the event loop turns. A failure calls for a restart."""
     return Liveness()
 
 
-@router.head("/ready", include_in_schema=False)
 @router.get(
     "/ready",
     response_model_exclude_none=True,

@@ -1,0 +1,68 @@
+"""The request of POST /v1/completions, the older endpoint that knows no messages.
+
+https://platform.openai.com/docs/api-reference/completions/create
+"""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, StrictBool, StrictInt, model_validator
+
+from ..models.errors import InvalidInput
+from ..models.params import AnswerForm, ChatOptions
+from ..models.prompt import RawPrompt
+from .base import Text
+from .chat import ResponseFormat, form_of
+from .generation import GenerationRequest
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's"""
+MOST_PROMPTS = 128
+
+Tokens = Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+
+
+class CompletionRequest(GenerationRequest):
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
+    ) = Field(description="A text, texts, the tokens of a text, or those of several")
+    echo: StrictBool | None = Field(None, description="Put the prompt before the answer")
+    logprobs: StrictInt | None = Field(
+        None, ge=0, le=20, description="How many alternatives to report for each token"
+    )
+    best_of: StrictInt | None = Field(None, ge=1, description="Only as many as n")
+    add_special_tokens: StrictBool | None = Field(
+        None, description="Whether a text gets the tokens that begin one; true by default"
+    )
+    response_format: ResponseFormat | None = Field(
+        None, description="Text, any JSON object, or JSON that keeps to a schema"
+    )
+
+    @model_validator(mode="after")
+    def check_what_is_asked_for(self) -> Self:
+        # InvalidInput passes through pydantic, which would blame the request as a whole.
+        if self.best_of not in (None, self.n or 1):
+            raise InvalidInput("best_of: is supported only where it equals n", "best_of")
+        if self.echo and self.logprobs is not None:
+            message = "logprobs: is not supported together with echo"
+            raise InvalidInput(message, "logprobs")
+        return self
+
+    def prompts(self) -> list[RawPrompt]:
+        """`prompt` as a list, whichever of its four forms it has."""
+        given: Any = self.prompt
+        if isinstance(given, str) or isinstance(given[0], int):
+            given = [given]
+        return [RawPrompt(each, self.add_special_tokens is not False) for each in given]
+
+    def options(self) -> ChatOptions:
+        options = self.generation_options()
+        options["max_tokens"] = self.max_tokens or DEFAULT_MAX_TOKENS
+        if self.logprobs is not None:
+            options["sampling"]["top_logprobs"] = self.logprobs
+        return ChatOptions(**options)
+
+    def forms(self) -> list[AnswerForm]:
+        return super().forms() + form_of(self.response_format)

@@ -1,0 +1,278 @@
+"""What all requests that generate text have in common: sampling, its limits, the answer's form.
+
+The names are OpenAI's and, beyond those, vLLM's.
+"""
+
+import json
+from collections.abc import Mapping, Sequence, Sized
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    model_validator,
+)
+
+from ..models.errors import InvalidInput
+from ..models.params import AnswerForm, ChatOptions, SamplingOptions
+from .base import APIRequest, Text
+
+MOST_BIASES = 1024
+MOST_STOP_TOKENS = 128
+MOST_CHOICES = 1024
+
+HINTS = (
+    "cache_prompt", "cache_salt", "chat_id", "guided_decoding_backend", "id_slot", "metadata", "prediction",
+    "priority", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id",
+    "rid", "safety_identifier", "service_tier", "store", "user", "verbosity",
+)  # fmt: skip
+"""Fields that change no answer: whether they are followed or not, it is right."""
+
+UNSUPPORTED: Mapping[str, Sequence[object]] = {
+    # OpenAI
+    "audio": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "moderation": (),
+    "web_search_options": (),
+    # vLLM
+    "add_special_tokens": (False,),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "documents": ([],),
+    "echo": (False,),
+    "guided_whitespace_pattern": (),
+    "include_reasoning": (True,),
+    "include_stop_str_in_output": (False,),
+    "kv_transfer_params": (),
+    "length_penalty": (1,),
+    "logits_processors": ([],),
+    "mm_processor_kwargs": ({},),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "repetition_detection": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "structural_tag": (),
+    "suffix": ("",),
+    "thinking_token_budget": (),
+    "truncate_prompt_tokens": (),
+    "truncation_side": (),
+    "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+    # SGLang
+    "custom_logit_processor": (),
+    "ebnf": (),
+    "input_ids": (),
+    "lora_path": (),
+    "no_stop_trim": (False,),
+    "regex": (),
+    "return_hidden_states": (False,),
+    "separate_reasoning": (True,),
+    "session_params": (),
+    "stop_regex": (),
+    "stream_reasoning": (True,),
+    # TGI
+    "decoder_input_details": (False,),
+    "do_sample": (True,),
+    "guideline": (),
+    "return_full_text": (False,),
+    "tool_prompt": (),
+    "truncate": (),
+    "typical_p": (1,),
+    "watermark": (False,),
+    # llama.cpp
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "grammar": ("",),
+    "json_schema": (),
+    "lora": ([],),
+    "mirostat": (0,),
+    "n_keep": (0,),
+    "n_predict": (),
+    "n_probs": (0,),
+    "post_sampling_probs": (False,),
+    "reasoning_budget": (-1,),
+    "reasoning_format": ("none", "auto"),
+    "repeat_last_n": (),
+    "repeat_penalty": (1,),
+    "return_progress": (False,),
+    "samplers": ([],),
+    "t_max_predict_ms": (0,),
+    "timings_per_token": (False,),
+    "top_n_sigma": (-1,),
+    "xtc_probability": (0,),
+}
+"""Fields that would change the answer and are not supported, with the values that ask for nothing."""
+
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Schema = dict[str, Any]
+
+
+def at_most(count: int) -> BeforeValidator:
+    """Looks at the size before the entries: errors for a million of them would hold up the loop."""
+
+    def check(value: object) -> object:
+        if isinstance(value, Sized) and len(value) > count:
+            raise ValueError(f"has more than {count} entries")
+        return value
+
+    return BeforeValidator(check)
+
+
+Choices = Annotated[list[Text], Field(min_length=1), at_most(MOST_CHOICES)]
+
+
+class StreamOptions(BaseModel):
+    include_usage: StrictBool | None = Field(
+        None, description="End the stream with the token usage"
+    )
+    include_obfuscation: StrictBool | None = Field(
+        None, description="Accepted, nothing to obfuscate"
+    )
+
+
+class StructuredOutputs(BaseModel):
+    """One of them says what the answer looks like; see vLLM's structured outputs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    json_: Schema | str | None = Field(None, alias="json", description="JSON schema")
+    regex: Text | None = Field(None, description="Regular expression of the whole answer")
+    choice: Choices | None = Field(None, description="The answer is one of these")
+    grammar: Text | None = Field(None, description="Lark or GBNF")
+    json_object: StrictBool | None = Field(None, description="Any JSON object")
+
+
+class GenerationRequest(APIRequest):
+    hints: ClassVar[Sequence[str]] = HINTS
+    unsupported: ClassVar[Mapping[str, Sequence[object]]] = UNSUPPORTED
+
+    model: str = Field(description="Id of the model, see GET /v1/models")
+    stream: StrictBool | None = Field(None, description="Send the answer while it is generated")
+    stream_options: StreamOptions | None = Field(None, description="Only with stream")
+    n: StrictInt | None = Field(None, ge=1, le=128, description="How many answers")
+    max_tokens: StrictInt | None = Field(None, ge=1, description="Longest answer in tokens")
+    min_tokens: StrictInt | None = Field(None, ge=0, description="Shortest answer in tokens")
+    ignore_eos: StrictBool | None = Field(None, description="Go on to max_tokens in any case")
+    stop: Text | Annotated[list[Text], Field(max_length=4, fail_fast=True)] | None = Field(
+        None, description="Up to 4 strings at which the answer ends; they are not shown"
+    )
+    stop_token_ids: (
+        Annotated[
+            list[Annotated[StrictInt, Field(ge=0)]],
+            Field(fail_fast=True),
+            at_most(MOST_STOP_TOKENS),
+        ]
+        | None
+    ) = Field(None, description="Tokens at which the answer ends; they are not shown")
+    seed: StrictInt | None = Field(None, description="Same seed, same answer")
+    temperature: Number | None = Field(None, ge=0, le=2, description="0 takes the likeliest token")
+    top_p: Number | None = Field(None, ge=0, le=1, description="Mass of likely tokens to keep")
+    top_k: StrictInt | None = Field(
+        None, ge=-1, description="How many tokens to keep, 0 or -1 for all"
+    )
+    min_p: Number | None = Field(None, ge=0, le=1, description="Least share of the likeliest's")
+    frequency_penalty: Number | None = Field(
+        None, ge=-2, le=2, description="Taken off a token's logit for each time it was said"
+    )
+    presence_penalty: Number | None = Field(
+        None, ge=-2, le=2, description="Taken off a token's logit once it was said"
+    )
+    repetition_penalty: Number | None = Field(
+        None, gt=0, le=100, description="Divides the logits of tokens in prompt and answer"
+    )
+    logit_bias: (
+        Annotated[
+            dict[Annotated[int, Field(ge=0)], Annotated[Number, Field(ge=-100, le=100)]],
+            at_most(MOST_BIASES),
+        ]
+        | None
+    ) = Field(None, description="Token id → what is added to its logit")
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="What the answer looks like, in vLLM's words"
+    )
+    guided_json: Schema | str | None = Field(None, description="Older: structured_outputs.json")
+    guided_regex: Text | None = Field(None, description="Older: structured_outputs.regex")
+    guided_choice: Choices | None = Field(None, description="Older: structured_outputs.choice")
+    guided_grammar: Text | None = Field(None, description="Older: structured_outputs.grammar")
+
+    @model_validator(mode="after")
+    def check_form(self) -> Self:
+        # InvalidInput passes through pydantic, which would blame the request as a whole.
+        forms = self.forms()
+        if len(forms) > 1:
+            message = f"{forms[1].param}: is not supported together with {forms[0].param}"
+            raise InvalidInput(message, forms[1].param)
+        if self.structured_outputs and not any("structured" in form.param for form in forms):
+            message = "structured_outputs: needs one of json, regex, choice, grammar, json_object"
+            raise InvalidInput(message, "structured_outputs")
+        if self.ignore_eos and forms:
+            message = f"ignore_eos: is not supported together with {forms[0].param}"
+            raise InvalidInput(message, "ignore_eos")
+        return self
+
+    @property
+    def wants_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def forms(self) -> list[AnswerForm]:
+        """What the answer has to look like, by each field that says it."""
+        given = self.structured_outputs or StructuredOutputs()
+        asked: list[tuple[Literal["json", "regex", "choice", "grammar"], object, str]] = [
+            ("json", given.json_, "structured_outputs.json"),
+            ("json", {} if given.json_object else None, "structured_outputs.json_object"),
+            ("regex", given.regex, "structured_outputs.regex"),
+            ("choice", given.choice, "structured_outputs.choice"),
+            ("grammar", given.grammar, "structured_outputs.grammar"),
+            ("json", self.guided_json, "guided_json"),
+            ("regex", self.guided_regex, "guided_regex"),
+            ("choice", self.guided_choice, "guided_choice"),
+            ("grammar", self.guided_grammar, "guided_grammar"),
+        ]
+        return [
+            AnswerForm(kind, as_schema(value, param) if kind == "json" else value, param)
+            for kind, value, param in asked
+            if value is not None
+        ]
+
+    def generation_options(self) -> dict[str, Any]:
+        """The fields of `ChatOptions` that stand here."""
+        names = set(SamplingOptions.__annotations__) - {"top_logprobs"}
+        sampling = self.model_dump(include=names, exclude_none=True)
+        if self.top_k == -1:
+            sampling["top_k"] = 0
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return {
+            "sampling": sampling,
+            "max_tokens": self.max_tokens,
+            "seed": self.seed,
+            "stop": tuple(stop for stop in stops if stop),
+            "n": self.n or 1,
+            "form": next(iter(self.forms()), None),
+        }
+
+    def options(self) -> ChatOptions:
+        return ChatOptions(**self.generation_options())
+
+
+def as_schema(value: object, param: str) -> object:
+    """vLLM takes a schema as a text, too."""
+    if not isinstance(value, str):
+        return value
+    try:
+        schema = json.loads(value)
+    except (ValueError, RecursionError):
+        schema = None
+    if not isinstance(schema, dict):
+        raise InvalidInput(f"{param}: is not a JSON object", param)
+    return schema

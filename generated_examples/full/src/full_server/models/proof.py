@@ -1,0 +1,150 @@
+"""Whether the batch computes what the model computes alone.
+
+A batch packs all sequences into one row and reads their past from pages of the KV cache. The code
+of some models is not made for that: it fails at the first request, or computes something else
+without an error. So a model is batched after it has shown on its real weights that it may be.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers.modeling_utils import PreTrainedModel
+
+from .batching import BatchingEngine, Rehearsal
+
+TEXT = (
+    "The harbour opens at six in the morning. Two boats come in before the tide turns, and the "
+    "third waits outside until 7:45. Who unloads them writes down the hour, the weight in "
+    "kilograms and the name of the captain; a copy of the list goes to the office on the hill."
+)
+
+CAPS = ("attn_logit_softcapping", "attn_logit_softcap", "attn_softcap", "attention_logit_cap")
+ALIBI = (("position_embedding_type", "alibi"), ("model_type", "bloom"))
+
+SHORT_PROMPT = 2
+LONG_ANSWER = 2
+
+FEWEST_TOKENS, MOST_TOKENS = 6, 192
+"""Length of the longer prompt. On an accelerator, and for a small model, its tokens cost next to
+nothing, so that it leaves the first page of the KV cache and a small sliding window behind."""
+
+TOKENS_TIMES_PARAMETERS = 7_000_000_000
+"""Work for a processor in one plain pass. A model of 1B parameters gets the fewest tokens, and takes
+about a tenth of the time of its loading for all passes."""
+
+TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
+"""Largest `distance` between batch and plain pass that is rounding.
+
+Measured: 3e-6, 0.008 and 0.07 with gemma-3-270m, less with a dozen tiny random models. Attention
+that is wrong gave 0.3 and more, but for capped scores, which `obstacle` knows.
+"""
+
+PATIENCE = 30.0
+"""Seconds that the batch may take beyond a multiple of what the plain pass took"""
+
+
+def obstacle(config: PreTrainedConfig) -> str | None:
+    """Reason why a model of this configuration cannot be batched; None where nothing is known.
+
+    A short trial might miss these: their effect is small, or comes with long texts only.
+    """
+    for key, value in leaves(config.get_text_config().to_dict()):
+        if key in CAPS and value:
+            return f"its attention scores are capped ({key}), which paged attention leaves out"
+        if (key in ("alibi", "use_alibi") and value) or (key, value) in ALIBI:
+            return "its positions are ALiBi biases, which a packed batch gets wrong"
+        if key == "rope_type" and ("dynamic" in value or value == "longrope"):
+            return f"its positions ({value} RoPE) depend on the longest text in the batch"
+    return None
+
+
+def leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every key with a value that is no mapping, at any depth."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value)
+        else:
+            yield key, value
+
+
+def sample_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, kv_cache_tokens: int
+) -> list[int]:
+    """Tokens of an ordinary text: the longer prompt and its answer."""
+    length = MOST_TOKENS
+    if model.device.type == "cpu":
+        affordable = TOKENS_TIMES_PARAMETERS // model.num_parameters()
+        length = min(max(affordable, FEWEST_TOKENS), MOST_TOKENS)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", kv_cache_tokens)
+    length = min(length, kv_cache_tokens // 2, context - LONG_ANSWER)
+    tokens = tokenizer.encode(TEXT, add_special_tokens=False)
+    return list(islice(cycle(tokens), length + LONG_ANSWER))
+
+
+def make_rehearsals(tokens: Sequence[int]) -> list[Rehearsal]:
+    """A short and a long beginning of one text, each with what follows there as its answer.
+
+    One plain pass over the text says what both must give.
+    """
+    length = len(tokens) - LONG_ANSWER
+    chunk = chunk_size(length)
+    # The short answer goes on until both sequences generate.
+    passes = 1 + math.ceil((length - chunk + SHORT_PROMPT) / (chunk - 1))
+    lengths = (SHORT_PROMPT, passes + 1), (length, LONG_ANSWER)
+    return [Rehearsal(tokens[:prompt], tokens[prompt : prompt + n]) for prompt, n in lengths]
+
+
+def chunk_size(length: int) -> int:
+    """Tokens of a pass, so that a prompt of this length is read in two to five of them, beside the
+    short prompt and its answer."""
+    return max(SHORT_PROMPT + 3, length // 4)
+
+
+@torch.inference_mode()
+def plain_logits(model: PreTrainedModel, rehearsals: Sequence[Rehearsal]) -> Tensor:
+    """[N, V] float32, a row for each token of the answers, from one forward pass over the text."""
+    text = rehearsals[-1].prompt + rehearsals[-1].answer
+    ids = torch.tensor([text], device=model.device)
+    rows = torch.tensor(
+        [len(each.prompt) - 1 + i for each in rehearsals for i in range(len(each.answer))],
+        device=model.device,
+    )
+    if model._supports_logits_to_keep():  # the others cost as much as the rest of a small model
+        return torch.as_tensor(model(ids, use_cache=False, logits_to_keep=rows).logits[0]).float()
+    return torch.as_tensor(model(ids, use_cache=False).logits[0, rows]).float()
+
+
+def distance(actual: Tensor, expected: Tensor) -> float:
+    """Largest relative error of a row, for [N, V] logits each: |a - e| / |e - mean(e)|.
+
+    Unrelated logits are about 1 apart. Rounding: see TOLERANCES.
+    """
+    spread = (expected - expected.mean(dim=-1, keepdim=True)).norm(dim=-1)
+    return float(((actual - expected).norm(dim=-1) / spread).max())
+
+
+def prove(
+    engine: BatchingEngine,
+    rehearsals: Sequence[Rehearsal],
+    expected: Tensor,
+    *,
+    dtype: torch.dtype,
+    plain_seconds: float,
+) -> None:
+    """Runs the rehearsals in one batch and compares each step with the plain pass.
+
+    expected: [N, V] logits of that pass; plain_seconds: what it took.
+
+    Raises RuntimeError when the batch fails or computes something else, TimeoutError when it takes
+    too long.
+    """
+    chunk = chunk_size(len(rehearsals[-1].prompt))
+    engine.rehearse(rehearsals, chunk, seconds=PATIENCE + 10 * plain_seconds)
+    error = distance(torch.cat([each.logits() for each in rehearsals]), expected)
+    if not error <= TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16]):  # NaN is not
+        raise RuntimeError(f"its logits in a batch are {error:.1%} off those of a plain pass")
