@@ -81,7 +81,7 @@ def render(
         raise
     except InteractiveSessionError as error:
         raise KeyboardInterrupt from error  # Ctrl-D says what Ctrl-C says.
-    except (CopierError, ValueError) as error:
+    except (CopierError, TypeError, ValueError) as error:
         raise UserError(_explain(str(error))) from error
     return Rendered(worker.answers.combined, frozenset(worker.answers.hidden))
 

@@ -78,7 +78,9 @@ def enclosing_work_tree(folder: Path) -> Path | None:
 
 def is_ignored(folder: Path, path: Path) -> bool:
     """Say whether the repository that `folder` is in leaves out `path`, which may not exist."""
-    return _run(folder, "check-ignore", "--quiet", "--", str(path)).returncode == 0
+    literal = {"GIT_LITERAL_PATHSPECS": "0"}  # which this command refuses
+    asked = _run(folder, "check-ignore", "--quiet", "--", str(path), variables=literal)
+    return asked.returncode == 0
 
 
 def has_changes(folder: Path, *paths: str) -> bool:

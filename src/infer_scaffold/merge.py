@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 
 from pathspec import GitIgnoreSpec
 
-from infer_scaffold.trees import Entries, Merged, Store
+from infer_scaffold.trees import OURS, Entries, Merged, Store
 
 
 class Clash(StrEnum):
@@ -62,7 +62,8 @@ def merge(
     outcome = Outcome(dict(merged.entries), {}, {}, set())
     _settle(outcome, merged, base, ours)
     _place_new(outcome, merged, base, ours, owned)
-    _restore_line_ends(outcome.files, store, ours, compared, windows)
+    _restore_names(outcome)
+    _restore_line_ends(outcome, merged, store, ours, compared, windows)
     return outcome
 
 
@@ -97,11 +98,30 @@ def _place_new(
         place, entry = _place(path, base, ours, merged.moved), files.pop(path)
         if place is None:
             outcome.skipped.add(path)
-        elif place not in files:
+        elif place == path or not _is_taken(place, files):
             files[place] = entry
-        elif files[place] != entry and not owned.match_file(path):
+        elif files.get(place) != entry and not owned.match_file(path):
             files[path] = entry  # beside a file of the owner's that has its place
             outcome.stages[path], outcome.clashes[path] = {3: entry}, Clash.PLACE
+
+
+def _is_taken(place: str, files: Entries) -> bool:
+    """Say whether a file is at `place`, above it or below it."""
+    parents = {str(parent) for parent in PurePosixPath(place).parents}
+    return place in files or any(name in parents or name.startswith(f"{place}/") for name in files)
+
+
+def _restore_names(outcome: Outcome) -> None:
+    """Give a file of the owner's its name again if nothing has taken its place after all.
+
+    git renames a file or link that stands where the other side has a folder.
+    """
+    suffix = f"~{OURS}"
+    for path in [path for path in outcome.stages if path.endswith(suffix)]:
+        name = path.removesuffix(suffix)
+        if outcome.stages[path].keys() == {2} and not _is_taken(name, outcome.files):
+            outcome.files[name] = outcome.files.pop(path)
+            del outcome.stages[path], outcome.clashes[path]
 
 
 def _place(path: str, base: Entries, ours: Entries, moved: Mapping[str, str]) -> str | None:
@@ -118,26 +138,41 @@ def _place(path: str, base: Entries, ours: Entries, moved: Mapping[str, str]) ->
         if homes:
             ((home, _),) = homes.most_common(1)
             return str(PurePosixPath(home) / PurePosixPath(path).relative_to(folder))
-        return path if any(PurePosixPath(name).is_relative_to(folder) for name in ours) else None
+        return path if any(name.startswith(f"{folder}/") for name in ours) else None
     return path
 
 
 def _with_line_ends(
     store: Store, entries: Entries, paths: list[str], change: tuple[bytes, bytes]
 ) -> Entries:
-    names = store.write(store.read(entries[path]).replace(*change) for path in paths)
+    contents = store.read(entries[path] for path in paths)
+    names = store.write(content.replace(*change) for content in contents)
     pairs = zip(paths, names, strict=True)
     return {path: f"{entries[path].split()[0]} {name}" for path, name in pairs}
 
 
 def _restore_line_ends(
-    files: Entries, store: Store, ours: Entries, compared: Entries, windows: list[str]
+    outcome: Outcome,
+    merged: Merged,
+    store: Store,
+    ours: Entries,
+    compared: Entries,
+    windows: list[str],
 ) -> None:
-    """Give files that had the line ends of Windows these again."""
-    present = [path for path in windows if path in files]
-    files |= {path: ours[path] for path in present if files[path] == compared[path]}
-    changed = [path for path in present if files[path] != ours[path]]
-    files |= _with_line_ends(store, files, changed, (b"\n", b"\r\n"))
+    """Give files that had the line ends of Windows these again, wherever they are now."""
+    files, back = outcome.files, {new: old for old, new in merged.moved.items()}
+    homes = {path: merged.theirs_moved.get(back.get(path, path), path) for path in windows}
+    present = {path: home for path, home in homes.items() if home in files}
+    files |= {home: ours[path] for path, home in present.items() if files[home] == compared[path]}
+    changed = [home for path, home in present.items() if files[home] != ours[path]]
+    to_windows = (b"\n", b"\r\n")
+    files |= _with_line_ends(store, files, changed, to_windows)
+    for path in outcome.stages.keys() & set(windows):
+        sides = {str(stage): entry for stage, entry in outcome.stages[path].items()}
+        sides = _with_line_ends(store, sides, list(sides), to_windows)
+        outcome.stages[path] = {int(stage): entry for stage, entry in sides.items()} | (
+            {2: ours[path]} if "2" in sides else {}
+        )
 
 
 def _without_owned(

@@ -14,7 +14,8 @@ from infer_scaffold import git
 # The files of a tree: by path, mode and object id with a blank between them, as git writes them.
 Entries = dict[str, str]
 
-_SIDES = {"before-updating": "before updating", "after-updating": "after updating"}
+OURS, _THEIRS = "before-updating", "after-updating"
+_SIDES = {OURS: "before updating", _THEIRS: "after updating"}
 _SETTINGS = {
     **git.AS_RENDERED,
     **git.FALLBACK_IDENTITY,
@@ -30,13 +31,15 @@ class Merged:
     """The outcome of a merge. `stages` has the sides of each conflict, by path and stage.
 
     Stage 1 is the base, 2 our side and 3 the other side. `marked` are the conflicts in whose text
-    both sides are marked; `moved` tells where our side has moved files of the base.
+    both sides are marked; `moved` tells where our side has moved files of the base, and
+    `theirs_moved` where the other side has.
     """
 
     entries: Entries
     stages: dict[str, dict[int, str]]
     marked: set[str]
     moved: dict[str, str]
+    theirs_moved: dict[str, str]
 
 
 class Store:
@@ -46,7 +49,9 @@ class Store:
         self._folder = folder
         folder.mkdir()
         self._git("init", "--quiet", "--bare", f"--object-format={object_format}")
-        (self.objects / "info" / "alternates").write_bytes(bytes(objects) + b"\n")
+        (self.objects / "info" / "alternates").write_text(
+            f"{quoted(objects)}\n", "utf-8", "surrogateescape"
+        )
 
     @property
     def objects(self) -> Path:
@@ -72,22 +77,30 @@ class Store:
         return found
 
     def tree(self, entries: Mapping[str, str], onto: str = "") -> str:
-        """Write a tree of these files; with `onto`, that tree with these files changed.
+        """Write a tree of these files; with `onto`, that commit with these files changed.
 
         A file whose entry is empty is taken away.
         """
         self._git("read-tree", onto or "--empty")
         # Removals first: a folder may take the place of a file.
         lines = [
-            f"{entries[path] or '0 ' + '0' * 40}\t{path}\0"
+            f"{entries[path] or '0 ' + '0' * len(onto)}\t{path}\0"
             for path in sorted(entries, key=lambda path: (bool(entries[path]), path))
         ]
         self._git("update-index", "-z", "--index-info", input="".join(lines))
         return self._git("write-tree", "--missing-ok").strip()
 
-    def read(self, entry: str) -> bytes:
-        """Return the content of a file."""
-        return self._git("cat-file", "blob", entry.split()[1]).encode("utf-8", "surrogateescape")
+    def read(self, entries: Iterable[str]) -> list[bytes]:
+        """Return the contents of files."""
+        names = "".join(f"{entry.split()[1]}\n" for entry in entries)
+        rest = self._git("cat-file", "--batch", input=names).encode("utf-8", "surrogateescape")
+        contents = []
+        while rest:
+            head, _, rest = rest.partition(b"\n")
+            size = int(head.split()[2])
+            contents.append(rest[:size])
+            rest = rest[size + 1 :]
+        return contents
 
     def write(self, contents: Iterable[bytes]) -> list[str]:
         """Store contents; return their object ids."""
@@ -120,18 +133,23 @@ class Store:
             stages.setdefault(path, {})[int(stage)] = f"{mode} {name}"
         entries = self.entries(tree)
         marked = self._with_plain_labels(entries, stages)
-        return Merged(entries | marked, stages, set(marked), self._moved(root, next(iter(_SIDES))))
+        ours_moved, theirs_moved = (self._moved(root, name) for name in _SIDES)
+        return Merged(entries | marked, stages, set(marked), ours_moved, theirs_moved)
 
     def _moved(self, before: str, after: str) -> dict[str, str]:
-        arguments = ("-r", "-z", "-M", "-l0", "--diff-filter=R", "--name-status")
-        fields = _fields(self._git("diff-tree", *arguments, before, after))
+        kind = ("-r", "-z", "-M", "-l0", "--no-rename-empty")
+        shown = ("--diff-filter=R", "--name-status")
+        fields = _fields(self._git("diff-tree", *kind, *shown, before, after))
         return dict(zip(fields[1::3], fields[2::3], strict=True))
 
     def _with_plain_labels(self, entries: Entries, stages: Iterable[str]) -> Entries:
         """Return the marked files with the sides named in words: a branch cannot have blanks."""
         marked = {}
-        for path in stages:
-            content = old = self.read(entries[path]) if path in entries else b""
+        # A submodule has no content.
+        paths = [path for path in stages if entries.get(path, "160000").split()[0] != "160000"]
+        contents = self.read(entries[path] for path in paths)
+        for path, old in zip(paths, contents, strict=True):
+            content = old
             for mark, branch in zip((b"<<<<<<< ", b">>>>>>> "), _SIDES, strict=True):
                 content = content.replace(mark + branch.encode(), mark + _SIDES[branch].encode())
             if content != old:
@@ -152,6 +170,12 @@ class Store:
             input=input,
             allowed=tuple(allowed),
         )
+
+
+def quoted(path: Path) -> str:
+    """Return a path as git reads it in lists of object folders, where ":" and others mean more."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{text}"'
 
 
 def _fields(text: str) -> list[str]:

@@ -6,6 +6,7 @@ known: an error or a kill before that leaves it as it was.
 """
 
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 from packaging.version import InvalidVersion, Version
@@ -25,7 +26,7 @@ from infer_scaffold.errors import UserError
 from infer_scaffold.merge import Clash, Outcome, merge
 from infer_scaffold.project import ANSWERS_FILE, Project, read
 from infer_scaffold.questions import Answers, Question
-from infer_scaffold.trees import Entries, Store
+from infer_scaffold.trees import Entries, Store, quoted
 
 _OLDEST_GIT = Version("2.38")
 # What git keeps while something of a person's waits to be finished.
@@ -66,7 +67,10 @@ class Update:
     target: Version
     changes: list[Change]
     _new: Set[str]
+    _gone: Set[str]
     _work_tree: Path
+    _folder: str
+    _head: str
     _tree: str
     _stages: str
     _objects: Path
@@ -82,48 +86,66 @@ class Update:
         know stands where one is to be added.
         """
         _require_clean(self._work_tree, self.project.path)
+        if git.output(self._work_tree, "rev-parse", "HEAD").strip() != self._head:
+            raise UserError(f"{self.project.path} has new commits; start the update again.")
         for path in sorted(self._new):
-            if os.path.lexists(self.project.path / path):
+            if blocking := self._in_the_way(path):
                 raise UserError(
-                    f"{path} would be added, but is there already, ignored by git; "
+                    f"{path} would be added, but {blocking} is there already, ignored by git; "
                     "commit it or move it away."
                 )
         with _undisturbed(), tempfile.TemporaryDirectory() as folder:
-            self._keep_both_sides()
-            # The index stays as it is: what changes is for the owner to look at and to add.
-            index, stages = Path(folder, "index"), Path(folder, "stages")
-            shutil.copyfile(_git_path(self._work_tree, "index"), index)
-            stages.write_bytes(self._stages.encode("utf-8", "surrogateescape"))
-            script = (
-                f"GIT_INDEX_FILE={shlex.quote(str(index))} "
-                f"GIT_ALTERNATE_OBJECT_DIRECTORIES={shlex.quote(str(self._objects))} "
-                f"git read-tree -m -u HEAD {self._tree}\n"
-                f"git update-index -z --index-info < {shlex.quote(str(stages))}\n"
-            )
             settings = {"core.sparseCheckout": "false", "core.splitIndex": "false"}
+            git.run_script(self._work_tree, self._rehearsal(Path(folder)), settings)
+            self._keep_both_sides()
             try:
-                git.run_script(self._work_tree, script, settings)
+                git.run_script(self._work_tree, self._script(Path(folder)), settings)
             except UserError as error:
                 self._take_back()
                 raise UserError(f"{error} {self.project.path} is as it was.") from error
 
-    def _take_back(self) -> None:
-        """Put the files of the work tree back after a failure while they were written."""
-        written = {Kind.CHANGED, Kind.DELETED, Kind.CONFLICT}
-        paths = {change.path for change in self.changes if change.kind in written} - self._new
-        # The index still has what was committed.
-        git.output(
-            self.project.path,
-            *("checkout-index", "--force", "--quiet", "-z", "--stdin"),
-            input="".join(f"{path}\0" for path in paths),
-            remedy="put that right, and take it back with `git restore .`.",
+    def _in_the_way(self, path: str) -> str | None:
+        """Return what git would overwrite to add a file: the file, or what is no folder above."""
+        for place in (path, *map(str, PurePosixPath(path).parents[:-1])):
+            there = self.project.path / place
+            is_folder = there.is_dir() and not there.is_symlink() and place != path
+            if os.path.lexists(there) and not is_folder and place not in self._gone:
+                return place
+        return None
+
+    def _rehearsal(self, folder: Path) -> str:
+        """Return a script that writes the files elsewhere: filters may fail, and disks be full."""
+        written = sorted(self._new | set(self.of(Kind.CHANGED)))
+        _write_list(folder / "written", self._folder, written)
+        index, objects = shlex.quote(str(folder / "rehearsal")), shlex.quote(quoted(self._objects))
+        return (
+            f"export GIT_INDEX_FILE={index} GIT_ALTERNATE_OBJECT_DIRECTORIES={objects}\n"
+            f"git read-tree {self._tree}\n"
+            f"git checkout-index --quiet -z --stdin --prefix={shlex.quote(f'{folder}/files/')} "
+            f"< {shlex.quote(str(folder / 'written'))}\n"
         )
-        for path in self._new:
-            file = self.project.path / path
-            file.unlink(missing_ok=True)
-            for folder in file.relative_to(self.project.path).parents[:-1]:
-                with suppress(OSError):
-                    (self.project.path / folder).rmdir()
+
+    def _script(self, folder: Path) -> str:
+        """Return the script that writes the files, and tells the index of conflicts.
+
+        All else in the index stays as it is: what changes is for the owner to look at and to add.
+        Only new files that git ignores are announced, or `git add --all` would leave them out.
+        """
+        shutil.copyfile(_git_path(self._work_tree, "index"), folder / "index")
+        (folder / "stages").write_bytes(self._stages.encode("utf-8", "surrogateescape"))
+        # check-ignore knows no literal names, and takes ":" at the start for a sign.
+        _write_list(folder / "new", f"./{self._folder}", sorted(self._new))
+        index, objects = shlex.quote(str(folder / "index")), shlex.quote(quoted(self._objects))
+        there = shlex.quote(str(folder))
+        return (
+            f"GIT_INDEX_FILE={index} GIT_ALTERNATE_OBJECT_DIRECTORIES={objects} "
+            f"git read-tree -m -u {self._head} {self._tree}\n"
+            f"git update-index -z --index-info < {there}/stages\n"
+            "GIT_LITERAL_PATHSPECS=0 git check-ignore -z --stdin "
+            f"< {there}/new > {there}/ignored || true\n"
+            f"test ! -s {there}/ignored || git add --intent-to-add --force "
+            f"--pathspec-from-file={there}/ignored --pathspec-file-nul\n"
+        )
 
     def _keep_both_sides(self) -> None:
         """Copy what `git` shows as the sides of a conflict into the project."""
@@ -133,7 +155,35 @@ class Update:
             source, copy = (folder / name[:2] / name[2:] for folder in (self._objects, ours))
             if source.exists() and not copy.exists():
                 copy.parent.mkdir(exist_ok=True)
-                shutil.copy(source, copy)
+                # Under the name of an object there must never be a part of it.
+                unfinished = copy.with_name(f"tmp_obj_{secrets.token_hex(4)}")
+                try:
+                    shutil.copy(source, unfinished)
+                    unfinished.replace(copy)
+                except OSError as error:
+                    unfinished.unlink(missing_ok=True)
+                    raise UserError(
+                        f"cannot write {copy.parent} ({error.strerror}); put that right and try "
+                        "again."
+                    ) from error
+
+    def _take_back(self) -> None:
+        """Put the files of the work tree back after a failure while they were written."""
+        written = {Kind.CHANGED, Kind.DELETED, Kind.CONFLICT}
+        paths = {change.path for change in self.changes if change.kind in written} - self._new
+        for path in self._new:
+            file = self.project.path / path
+            file.unlink(missing_ok=True)
+            for folder in file.relative_to(self.project.path).parents[:-1]:
+                with suppress(OSError):
+                    (self.project.path / folder).rmdir()
+        # The index still has what was committed.
+        git.output(
+            self.project.path,
+            *("checkout-index", "--force", "--quiet", "-z", "--stdin"),
+            input="".join(f"{path}\0" for path in paths),
+            remedy="put that right, and take it back with `git restore .`.",
+        )
 
 
 @contextmanager
@@ -161,6 +211,8 @@ def prepare(
     if target == project.version and not _differs(project.answers, answers):
         yield None
         return
+    if not path.is_relative_to(work_tree):
+        raise UserError(f"{path} is not in the work tree of its repository, {work_tree}.")
     folder = path.relative_to(work_tree).as_posix()
     _require_whole(work_tree, path, folder)
     with tempfile.TemporaryDirectory(prefix="infer-scaffold-") as temporary:
@@ -168,8 +220,8 @@ def prepare(
         format_ = git.output(work_tree, "rev-parse", "--show-object-format").strip()
         store = Store(Path(temporary, "store"), _git_path(work_tree, "objects"), format_)
         prefix = "" if folder == "." else f"{folder}/"
-        found = store.entries(head, *([prefix] if prefix else []))
-        ours = {path.removeprefix(prefix): entry for path, entry in found.items()}
+        below = [prefix] if prefix else []
+        ours = _own_files(store.entries(head, *below), prefix)
         if ANSWERS_FILE not in ours:
             raise UserError(f"{path} is not committed to {work_tree}; commit it before an update.")
         base, theirs = _sides(store, project, target, answers, questions, Path(temporary))
@@ -180,13 +232,19 @@ def prepare(
             for path in ours.keys() | outcome.files.keys()
             if ours.get(path) != outcome.files.get(path)
         }
+        tree = store.tree(changed, head)
+        if _own_files(store.entries(tree, *below), prefix) != outcome.files:
+            raise UserError(f"{path} would lose files; update it with `copier update`.")
         yield Update(
             project,
             target,
             _changes(ours, outcome),
             outcome.files.keys() - ours.keys(),
+            ours.keys() - outcome.files.keys(),
             work_tree,
-            store.tree(changed, head),
+            folder,
+            head,
+            tree,
             _index_lines(prefix, outcome.stages),
             store.objects,
         )
@@ -232,7 +290,7 @@ def _differs(recorded: Mapping[str, object], wanted: Answers) -> bool:
 
 def _require_clean(work_tree: Path, path: Path) -> None:
     names = [arg for name in _IN_PROGRESS for arg in ("--git-path", name)]
-    places = git.output(work_tree, "rev-parse", *names).splitlines()
+    places = git.output(work_tree, "rev-parse", *names).split("\n")[:-1]
     for place, operation in zip(places, _IN_PROGRESS.values(), strict=True):
         if (work_tree / place).exists():
             raise UserError(
@@ -259,6 +317,15 @@ def _require_whole(work_tree: Path, path: Path, folder: str) -> None:
                 f"git is told to assume that {name} is unchanged; "
                 "run `git update-index --no-assume-unchanged` for it before an update."
             )
+
+
+def _own_files(entries: Entries, prefix: str) -> Entries:
+    """Return the files of the project below `prefix`, without those of a project inside it."""
+    files = {path.removeprefix(prefix): entry for path, entry in entries.items()}
+    nested = tuple(
+        path.removesuffix(ANSWERS_FILE) for path in files if path.endswith(f"/{ANSWERS_FILE}")
+    )
+    return {path: entry for path, entry in files.items() if not path.startswith(nested)}
 
 
 def _sides(
@@ -316,6 +383,13 @@ def _index_lines(prefix: str, stages: Mapping[str, Mapping[int, str]]) -> str:
         lines.append(f"0 {zero}\t{prefix}{path}")
         lines += [f"{entry} {stage}\t{prefix}{path}" for stage, entry in sorted(sides.items())]
     return "".join(f"{line}\0" for line in lines)
+
+
+def _write_list(file: Path, folder: str, paths: list[str]) -> None:
+    """Write paths of the project as paths of the repository, for git to read."""
+    prefix = "" if folder == "." else f"{folder}/"
+    lines = "".join(f"{prefix}{path}\0" for path in paths)
+    file.write_bytes(lines.encode("utf-8", "surrogateescape"))
 
 
 def _git_path(folder: Path, name: str) -> Path:

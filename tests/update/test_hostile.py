@@ -641,7 +641,7 @@ def test_repositories_of_rare_kinds(
     )
     commit(project)
 
-    assert run("update", str(project)).code == 1
+    assert run("update", str(project), "--endpoints", "chat,health").code == 1
 
     unmerged = git.output(project, "diff", "--name-only", "--diff-filter=U").splitlines()
     assert unmerged == [f"src/{PACKAGE}/{CLASHING}"]
@@ -788,7 +788,231 @@ def test_a_project_that_its_repository_ignores(render: Render, tmp_path: Path, r
         update.prepare(project, [], {}).__enter__()
 
 
+# Places that are taken.
+
+FILES_TOO = ("--to", "0.1.0", "--endpoints", "chat,files,health")
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_an_ignored_file_where_a_folder_comes_is_not_overwritten(
+    kind: str, render: Render, tmp_path: Path, run: Run
+) -> None:
+    project = render(tmp_path / "project", OLD, endpoints=["chat", "health"])
+    with (project / ".gitignore").open("a") as ignored:
+        ignored.write(f"/src/{PACKAGE}/files\n")
+    git.make_repository(project, "Generate")
+    git.output(project, "rm", "-q", "--cached", "--ignore-unmatch", f"src/{PACKAGE}/files")
+    mine = project / "src" / PACKAGE / "files"
+    if kind == "file":
+        mine.write_text("precious\n")
+    else:
+        mine.symlink_to(tmp_path if kind == "link" else "nowhere")
+    before = state(project)
+
+    outcome = run("update", str(project), *FILES_TOO)
+
+    assert outcome.code == 2
+    assert f"src/{PACKAGE}/files is there already, ignored by git" in outcome.err
+    assert state(project) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_a_file_of_the_owner_where_new_files_would_go(
+    kind: str, render: Render, tmp_path: Path, run: Run
+) -> None:
+    project = render(tmp_path / "project", OLD, endpoints=["chat", "health"])
+    git.make_repository(project, "Generate")
+    renamed_package(project)
+    package = project / "src" / "acme"
+    if kind == "file":
+        (package / "files").write_text("ours\n")
+    elif kind == "link":
+        (package / "files").symlink_to("nowhere")
+    else:
+        (package / "routers" / "files.py").mkdir()
+        (package / "routers" / "files.py" / "ours").write_text("ours\n")
+    commit(project)
+    before = files(project)
+
+    outcome = run("update", str(project), *FILES_TOO)
+
+    assert outcome.code == 1
+    assert "The template has a file where you have something else" in outcome.err
+    after = files(project)
+    assert {name: after.get(name) for name in before if "/files" in name} == {
+        name: content for name, content in before.items() if "/files" in name
+    }
+    assert os.path.lexists(package / "files")
+
+
+def test_a_commit_while_the_update_is_worked_out_is_not_reverted(
+    render: Render, tmp_path: Path
+) -> None:
+    project = make(render, tmp_path / "project")
+    with update.prepare(project, [], {}) as prepared:
+        assert prepared is not None
+        append("README.md", b"later\n")(project)
+        (project / "ours.py").touch()
+        commit(project)
+        before = state(project)
+        with pytest.raises(UserError, match="has new commits; start the update again"):
+            prepared.apply()
+    assert state(project) == before
+
+
+@pytest.mark.parametrize("place", ["project", "person"])
+def test_new_files_that_git_ignores_are_not_forgotten(
+    place: str, render: Render, tmp_path: Path, configured: Callable[[str], None]
+) -> None:
+    project = make(render, tmp_path / "project")
+    if place == "project":
+        append(".gitignore", b"models/\n")(project)
+        commit(project)
+    else:
+        (tmp_path / "excludes").write_text("models/\n")
+        configured(f"[core]\nexcludesFile = {tmp_path / 'excludes'}\n")
+
+    run_update(project)
+    for arguments in (("add", "--all"), ("commit", "-qm", "Update")):
+        git.output(project, *arguments, settings=git.FALLBACK_IDENTITY)
+
+    new = f"src/{PACKAGE}/models/admission.py"
+    assert new in git.output(project, "ls-tree", "-r", "--name-only", "HEAD").splitlines()
+
+
+def test_a_service_inside_the_service_is_left_alone(render: Render, tmp_path: Path) -> None:
+    project = render(tmp_path / "project", OLD)
+    inner = render(project / "services" / "inner", OLD)
+    git.make_repository(project, "Both")
+    for name in ("tests/test_generate.py", "compose.yaml"):
+        (project / name).unlink()
+    shutil.rmtree(project / "src" / PACKAGE / "files")
+    commit(project)
+    before = files(inner)
+
+    run_update(project)
+
+    assert files(inner) == before
+    assert not (project / "compose.yaml").exists()
+
+
+def test_a_link_that_stays_where_a_folder_was(render: Render, tmp_path: Path) -> None:
+    def move(project: Path) -> None:
+        (project / "tests").rename(project / "checks")
+        (project / "tests").symlink_to("checks")
+
+    project = make(render, tmp_path / "project", move)
+
+    prepared = run_update(project)
+
+    assert conflicts(prepared) == set()
+    assert (project / "tests").is_symlink()
+    assert (project / "tests" / "test_grammar.py").exists()
+    assert not [each for each in project.iterdir() if "~" in each.name]
+
+
+def test_a_script_where_a_folder_was(render: Render, tmp_path: Path) -> None:
+    def replace(project: Path) -> None:
+        shutil.rmtree(project / "tests")
+        (project / "tests").write_text("#!/bin/sh\n")
+
+    project = make(render, tmp_path / "project", replace)
+
+    prepared = run_update(project)
+
+    assert conflicts(prepared) == set()
+    assert (project / "tests").read_text() == "#!/bin/sh\n"
+
+
+def test_empty_files_are_no_moves(render: Render, tmp_path: Path) -> None:
+    def edit(project: Path) -> None:
+        shutil.rmtree(project / "tests")
+        (project / "spec").mkdir()
+        (project / "spec" / "__init__.py").touch()
+
+    project = make(render, tmp_path / "project", edit)
+
+    run_update(project)
+
+    assert [path.name for path in (project / "spec").iterdir()] == ["__init__.py"]
+
+
+def test_a_conflict_in_a_file_with_the_line_ends_of_windows(render: Render, tmp_path: Path) -> None:
+    def edit(project: Path) -> None:
+        file = project / "src" / PACKAGE / CLASHING
+        change(file, "from collections.abc import Mapping, Sequence", "from typing import Any")
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+
+    project = make(render, tmp_path / "project", edit)
+    name = f"src/{PACKAGE}/{CLASHING}"
+    ours = git.output(project, "show", f"HEAD:{name}")
+
+    assert conflicts(run_update(project)) == {name}
+
+    assert git.output(project, "show", f":2:{name}") == ours
+    for text in (git.output(project, "show", f":3:{name}"), (project / name).read_bytes().decode()):
+        assert text.count("\n") == text.count("\r\n") > 0
+    git.output(project, "add", name)
+    assert "i/crlf" in git.output(project, "ls-files", "--eol", name)
+
+
 # Kills and failures.
+
+
+def test_a_filter_that_cannot_run_leaves_everything_as_it_was(
+    render: Render, tmp_path: Path, run: Run
+) -> None:
+    def use_filter(project: Path) -> None:
+        append(".gitattributes", b"*.py filter=x\n")(project)
+
+    project = make(render, tmp_path / "project", use_filter, history.versions()[1])
+    git.output(project, "config", "filter.x.clean", "cat")
+    git.output(project, "config", "filter.x.smudge", str(tmp_path / "no-such-program"))
+    git.output(project, "config", "filter.x.required", "true")
+
+    assert "git failed (" in refusal(project, run)
+
+
+def test_a_disk_that_is_full_for_the_sides_of_a_conflict(
+    render: Render, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make(render, tmp_path / "project")
+    newer = project / "src" / PACKAGE / CLASHING
+    change(newer, "from collections.abc import Mapping, Sequence", "from typing import Any")
+    commit(project)
+
+    def fill(source: Path, copy: Path) -> None:
+        copy.write_bytes(source.read_bytes()[:100])
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shutil, "copy", fill)
+        assert "No space left on device" in refusal(project, run)
+    assert git.output(project, "fsck", "--no-dangling") == ""
+    assert run("update", str(project)).code == 1
+
+
+@pytest.mark.parametrize("name", ["co:lon", 'quo"te\\', "new\nline", "größe"])
+def test_temporary_folders_with_odd_names(
+    name: str, render: Render, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make(render, tmp_path / name, own_router)
+    (tmp_path / f"{name}-tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / f"{name}-tmp"))
+
+    assert conflicts(run_update(project)) == set()
+
+
+@pytest.mark.parametrize("value", ["chat", "7", "[chat, 3]", "{a: b}", "null"])
+def test_answers_that_somebody_edited_badly(value: str, project: Path, run: Run) -> None:
+    answers = project / ".copier-answers.yml"
+    text = answers.read_text()
+    start = text.index("endpoints:")
+    end = text.index("heartbeat_seconds:")
+    answers.write_text(f"{text[:start]}endpoints: {value}\n{text[end:]}")
+    commit(project)
+
+    refusal(project, run)
 
 
 def test_a_disk_that_fills_up_while_files_are_written(
