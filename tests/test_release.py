@@ -1,6 +1,7 @@
 """`make release`, on a copy of this repository."""
 
 import datetime
+import json
 import os
 import shutil
 import subprocess
@@ -107,7 +108,17 @@ def test_a_project_of_a_fresh_checkout_updates_to_the_next_release(checkout: Pat
     for fix in ("first", "second"):
         sse.write_text(f"{sse.read_text()}\n# The {fix} fix.\n")
         git.output(checkout, "commit", "-qam", fix, settings=git.FALLBACK_IDENTITY)
+    assert (
+        json.loads(infer_scaffold(checkout, "status", "server", "--format", "json").stdout)[
+            "services"
+        ][0]["error"]
+        is not None
+    )  # of a template that no release has, nor this checkout any more
     assert release(checkout, str(NEW)).returncode == 0
+    (service,) = json.loads(
+        infer_scaffold(checkout, "status", "server", "--format", "json").stdout
+    )["services"]
+    assert (service["behind"], service["edited"], service["error"]) == (1, ["README.md"], None)
     updated = infer_scaffold(checkout, "update", "server")
 
     assert (updated.returncode, updated.stderr) == (0, "")

@@ -19,7 +19,7 @@ from infer_scaffold.check import config, runner
 from infer_scaffold.check.source import python_files
 from infer_scaffold.checklist import Pattern, Severity
 from infer_scaffold.errors import UserError
-from infer_scaffold.project import ANSWERS_FILE, read, recorded
+from infer_scaffold.project import ANSWERS_FILE, Project, read, recorded
 from infer_scaffold.questions import Answers
 from infer_scaffold.reading import Unreadable, content
 from infer_scaffold.rendering import Renderer
@@ -206,9 +206,7 @@ def _versioned(fleet: _Fleet, service: Service) -> Service:
     """Add the version, and what its files lack of the newest one and differ from their own."""
     project = read(service.path)
     if project.version not in fleet.released:
-        raise UserError(
-            f"it is of version {project.version}, which this infer-scaffold does not know"
-        )
+        return _between_releases(fleet, service, project)
     source = _Source(fleet, service.path, project.answers)
     claimed = fleet.released.index(project.version)
     tree = _tree(service.path, source.rendered(claimed))
@@ -227,6 +225,29 @@ def _versioned(fleet: _Fleet, service: Service) -> Service:
         edited=edited,
         deleted=deleted,
         older=[name for name in older if name not in deleted],
+    )
+
+
+def _between_releases(fleet: _Fleet, service: Service, project: Project) -> Service:
+    """Add what is known of a service that a development version made."""
+    if not history.knows(project.version):
+        raise UserError(
+            f"it is of version {project.version}, which this infer-scaffold does not know"
+        )
+    with tempfile.TemporaryDirectory(prefix="infer-scaffold-") as temporary:
+        root = history.unpack(project.version, Path(temporary, "template"))
+        rendered = Renderer(root).render(project.answers)
+    tree = _tree(service.path, rendered)
+    edited, deleted = tree.compare(rendered)
+    return dataclasses.replace(
+        service,
+        version=project.version,
+        claimed=project.version,
+        package=tree.package if tree.package != tree.prefix else None,
+        behind=sum(version > project.version for version in fleet.released),
+        missing=fixes.missing(project.version, fleet.released[-1]),
+        edited=edited,
+        deleted=deleted,
     )
 
 
