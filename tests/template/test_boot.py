@@ -40,8 +40,8 @@ ROUTES = {
 }
 
 
-STREAMS = {question.name for question in streaming.QUESTIONS} | {"chunk-schema"}
-CHAT = STREAMS | {"chat-schema", "overload"}
+STREAMS = {question.name for question in streaming.QUESTIONS} | {"chunk-schema", "tool-stream"}
+CHAT = STREAMS | {"chat-schema", "cut-off-calls", "context-overflow", "overload"}
 EMBEDDINGS = {"embeddings-schema", "embeddings-base64"}
 FILES = {question.name for question in uploads.QUESTIONS}
 BOTH = {"free-loop", "validation", "no-json", "no-500", "unknown-model", "openai-python", "model"}
