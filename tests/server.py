@@ -25,6 +25,8 @@ class Server:
         own = {
             "PYTHONPATH": str(project / "src"),
             "HF_HUB_OFFLINE": "1",
+            # Tiny models gain nothing from more threads, which wait for each other.
+            "OMP_NUM_THREADS": "1",
             # The system picks the port, so that no two servers can ever get the same.
             "INFER_PORT": "0",
         }

@@ -50,7 +50,7 @@ def run(project: Path, offline: Path, *arguments: str) -> subprocess.CompletedPr
         cwd=project,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=False,
     )
 
