@@ -172,4 +172,4 @@ def test_two_hundred_services(render: Render, templates: Path, tmp_path: Path, r
     assert len(services) == 200
     assert not any(service["error"] or service["edited"] for service in services)
     # It takes 5 s on two idle cores (bench/results/speed.md); here, other tests run beside it.
-    assert seconds < 20
+    assert seconds < 90
