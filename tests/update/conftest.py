@@ -50,6 +50,25 @@ def render(templates: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Render]
     yield render
 
 
+# Written once: no update touches them, whatever the template makes of them later.
+OWNED = [
+    f"src/{PACKAGE}/custom.py",
+    f"src/{PACKAGE}/custom_settings.py",
+    "docker-setup.sh",
+    ".gitattributes",
+]
+
+
+def render_wanted(render: Render, destination: Path, version: Version, **answers: Any) -> Path:
+    """Render what a project of `version` is after an update: its owner's files are older."""
+    wanted = render(destination, **answers)
+    old = render(destination.with_name(f"{destination.name}-old"), version, **answers)
+    for name in OWNED:
+        if (old / name).exists():
+            shutil.copy(old / name, wanted / name)
+    return wanted
+
+
 @pytest.fixture
 def project(render: Render, tmp_path: Path) -> Path:
     """A committed project of the first version."""

@@ -17,7 +17,7 @@ from infer_scaffold.errors import UserError
 from infer_scaffold.merge import Clash
 from infer_scaffold.update import Kind
 from tests.conftest import Run
-from tests.update.conftest import NEXT, Render, commit, files
+from tests.update.conftest import NEXT, OWNED, Render, commit, files, render_wanted
 from tests.update.edits import PACKAGE, Edit, change, changed_settings, everything, own_router
 from tests.update.test_law import assert_same
 from tests.update.test_update import state
@@ -186,15 +186,17 @@ def append(name: str, content: bytes) -> Edit:
 
 
 SETTINGS = f"src/{PACKAGE}/settings.py"
+# The template changes it, and leaves its end alone.
+ERRORS = f"src/{PACKAGE}/errors.py"
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("README.md", b"\n## Zust\xe4ndig: J\xfcrgen M\xfcller, Stra\xdfe 5\n"),
-        (SETTINGS, b"\n# SJIS: \x83e\x83X\x83g\n"),
-        (SETTINGS, b"\n# \xff\xfe\xfa no text at all\n"),
-        (".env.example", b"\n# f\xfcr alle\r\nMIXED=1\r\n"),
+        (ERRORS, b"\n# SJIS: \x83e\x83X\x83g\n"),
+        (ERRORS, b"\n# \xff\xfe\xfa no text at all\n"),
+        ("Dockerfile.cpu", b"\n# f\xfcr alle\r\nMIXED=1\r\n"),
         ("README.md", b"\nline\x0bseparators \x0c \x1c \xc2\x85 \xe2\x80\xa8 and a lone \r here\n"),
         ("pyproject.toml", b"\n# no line break at the end"),
         ("README.md", b"\n<<<<<<< not a conflict\n=======\n>>>>>>> of ours\n"),
@@ -209,7 +211,7 @@ def test_bytes_stay_as_they_are(
 
     assert conflicts(run_update(project)) == set()
 
-    wanted = render(tmp_path / "wanted")
+    wanted = render_wanted(render, tmp_path / "wanted", version)
     append(name, content)(wanted)
     assert_same(project, wanted)
 
@@ -339,9 +341,6 @@ def test_an_endpoint_that_is_switched_off_leaves_edited_files(
 
 # Files of the owner from the first day on.
 
-OWNED = [f"src/{PACKAGE}/custom.py", "docker-setup.sh", ".gitattributes"]
-OWNED += [f"src/{PACKAGE}/custom_settings.py"]
-
 
 @pytest.mark.parametrize("fate", ["deleted", "moved"])
 def test_files_of_the_owner_that_are_gone_stay_gone(
@@ -427,7 +426,7 @@ def test_fixes_arrive_where_the_owner_has_moved_the_code(
 
     assert conflicts(run_update(project)) == set()
 
-    wanted = render(tmp_path / "wanted")
+    wanted = render_wanted(render, tmp_path / "wanted", version)
     move(wanted)
     assert_same(project, wanted)
 
