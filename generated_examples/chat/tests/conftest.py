@@ -17,6 +17,8 @@ from chat_server.app import create_app
 from chat_server.settings import Settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Models this small gain nothing from more threads, which wait for each other on busy machines.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 T = TypeVar("T")
 

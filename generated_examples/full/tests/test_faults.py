@@ -194,6 +194,7 @@ def leave() -> None:
     raise SystemExit
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("end", [hang, leave])
 def test_inference_that_hangs_or_ends_is_replaced(
     make_client: Callable[..., TestClient], any_folder: Path, end: Callable[[], None]
