@@ -77,7 +77,7 @@ MUTATIONS = [
         swap(
             "schemas/embeddings.py",
             ('Literal["float", "base64"] | None = Field', "Any = Field"),
-            ("Annotated, Literal", "Annotated, Any"),
+            ("ClassVar, Literal", "Any, ClassVar"),
         ),
     ),
     Mutation(
@@ -182,7 +182,10 @@ MUTATIONS = [
         "no finish_reason",
         {"stream-finish"},
         "IS302",
-        swap("routers/chat_stream.py", ("finish_reason=chunk.finish_reason", "finish_reason=None")),
+        swap(
+            "routers/chat_stream.py",
+            (".finish_reason = chunk.finish_reason", ".finish_reason = None"),
+        ),
     ),
     Mutation(
         "usage for those who did not ask",
@@ -239,7 +242,7 @@ MUTATIONS = [
         "a deleted file stays",
         {"upload-round-trip"},
         "IS402",
-        swap("routers/files.py", ("    await files.delete(file)\n", "")),
+        swap("routers/files.py", ("    await files.delete(file_id)\n", "")),
     ),
     Mutation(
         "an answer is called something else",

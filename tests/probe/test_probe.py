@@ -20,8 +20,8 @@ def stay(package: Path) -> None:
     """Let nobody see the headers of a refusal, and let files stay."""
     file = package / "routers" / "files.py"
     text = file.read_text()
-    assert "    await files.delete(file)\n" in text
-    file.write_text(text.replace("    await files.delete(file)\n", ""))
+    assert "    await files.delete(file_id)\n" in text
+    file.write_text(text.replace("    await files.delete(file_id)\n", ""))
 
 
 def test_text(boot: Boot, run: Run) -> None:
