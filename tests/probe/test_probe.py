@@ -37,7 +37,7 @@ def test_text(boot: Boot, run: Run) -> None:
     assert lines[failed + 2].startswith("    got      200, application/json: {")
     assert lines[failed + 3].startswith("    wanted   status 404")
     assert "    not asked: no model answers chat requests" in lines
-    assert lines[-1] == "2 of 3 answers are as wanted, 4 questions do not apply."
+    assert lines[-1] == "2 of 3 answers are as wanted, 7 questions do not apply."
     assert KEY not in outcome.out
 
 
