@@ -59,7 +59,11 @@ def test_honest_edits_change_no_version(
         assert service["older"] == []
 
 
-@pytest.mark.parametrize("edits", [[], EDITS[2:3], EDITS[-2:-1], EDITS[-1:]], ids=str)
+@pytest.mark.parametrize(
+    "edits",
+    [[], EDITS[2:3], EDITS[-2:-1], EDITS[-1:]],
+    ids=["none", "settings", "router", "everything"],
+)
 @pytest.mark.parametrize("version", RELEASED, ids=str)
 def test_a_version_that_is_claimed_only(
     version: Version, edits: list[Edit], render: Render, look: Look, run: Run, tmp_path: Path
