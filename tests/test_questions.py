@@ -113,7 +113,7 @@ def test_names_of_windows_devices_are_refused(name: str, tmp_path: Path) -> None
 
 
 WIDTH = 60
-LONGEST_NAMES = [max(sorted(names), key=len) for names in reserved_lists()]
+LONGEST_NAMES = sorted(max(sorted(names), key=len) for names in reserved_lists())
 REFUSED = {
     "project_name": [*LONGEST_NAMES, "x" * 31, "Server"],
     "description": ["x" * 201, "", "a\nb", "a\x9fb", "a\u2028b", "\udc9c"],
