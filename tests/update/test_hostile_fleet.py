@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infer_scaffold import fleet, history
-from tests.check.test_hostile import BAD_FILES
+from tests.check.test_hostile import HARD_TO_PARSE, NO_FILES, NO_PYTHON
 from tests.conftest import Run
 from tests.hostile import run_bounded
 from tests.update.conftest import Render
@@ -86,8 +86,18 @@ def test_answers(answers: str, good: Path) -> None:
     assert not set(text.out) & set("\x1b\x07")
 
 
-@pytest.mark.parametrize("name", [".copier-answers.yml", "src/bad/bad.py", "README.md"])
-@pytest.mark.parametrize("make", BAD_FILES.values(), ids=BAD_FILES)
+PYTHON = "src/bad/bad.py"
+CASES = [
+    *((name, kind) for kind in NO_FILES for name in (".copier-answers.yml", PYTHON, "README.md")),
+    *((PYTHON, kind) for kind in (HARD_TO_PARSE | NO_PYTHON)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [(name, (NO_FILES | HARD_TO_PARSE | NO_PYTHON)[kind]) for name, kind in CASES],
+    ids=[f"{name}-{kind}" for name, kind in CASES],
+)
 def test_files(
     name: str, make: Callable[[Path], object], good: Path, render: Render, tmp_path: Path
 ) -> None:
