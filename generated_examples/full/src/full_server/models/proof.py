@@ -34,8 +34,8 @@ FEWEST_TOKENS, MOST_TOKENS = 6, 192
 nothing, so that it leaves the first page of the KV cache and a small sliding window behind."""
 
 TOKENS_TIMES_PARAMETERS = 7_000_000_000
-"""Work for a processor in one plain pass. A model of 1B parameters gets the fewest tokens, and takes
-about a tenth of the time of its loading for all passes."""
+"""Work for a processor in one plain pass. A model of 1B parameters gets the fewest tokens: for all
+passes a processor with two cores takes a few seconds."""
 
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Largest `distance` between batch and plain pass that is rounding.
