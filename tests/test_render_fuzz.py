@@ -110,7 +110,7 @@ def check(answers: Answers) -> None:
 )
 def test_every_file_of_every_answer_set_parses(endpoints: tuple[str, ...]) -> None:
     @settings(
-        max_examples=120, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=50, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(answer_sets(*endpoints))
     def generated(answers: Answers) -> None:
