@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import PreTrainedModel
 
@@ -79,6 +81,11 @@ BATCHED: dict[str, dict[str, Any]] = {
     },
     "olmo2": {},
     "cohere": {},
+}
+
+# transformers 5.24 gives the pages of the batch to the model under the name of its own cache. The
+# models that use this cache in a way of their own raise an error then.
+BATCHED_BEFORE_5_24: dict[str, dict[str, Any]] = {
     "gpt_neox": {"num_key_value_heads": 4},
     "opt": {"num_key_value_heads": 4, "word_embed_proj_dim": 64, "ffn_dim": 128},
 }
@@ -125,6 +132,11 @@ ONE_AT_A_TIME: dict[str, dict[str, Any]] = {
         **EXPERTS,
     },
 }
+
+if Version(transformers.__version__) < Version("5.24"):
+    BATCHED |= BATCHED_BEFORE_5_24
+else:
+    ONE_AT_A_TIME |= BATCHED_BEFORE_5_24
 
 
 def build(name: str, options: dict[str, Any], seed: int = 0) -> PreTrainedModel:
