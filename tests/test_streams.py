@@ -4,9 +4,13 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from infer_scaffold import generate, git, history
 
 CLI = f"{sys.executable} -m infer_scaffold"
 NEW = f"{CLI} new svc --yes --preset minimal"
@@ -122,18 +126,88 @@ def test_a_disk_that_is_full_keeps_nothing(size: int, tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_a_small_disk_keeps_nothing(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
+@contextmanager
+def small_disk(parent: Path, size: str) -> Iterator[Path]:
+    disk = parent / "disk"
     disk.mkdir()
-    mounted = shell("mount -t tmpfs -o size=100k tmpfs disk", tmp_path)
-    if mounted.returncode != 0:
+    if shell(f"mount -t tmpfs -o size={size} tmpfs disk", parent).returncode != 0:
         pytest.skip("may not mount")
     try:
+        yield disk
+    finally:
+        shell("umount disk", parent)
+
+
+def make_service(folder: Path, tmp_path: Path) -> Path:
+    """A committed service of the first version."""
+    version = history.versions()[0]
+    source = history.unpack(version, tmp_path / f"template-of-{folder.name}")
+    answers = {"project_name": "svc", "endpoints": ["health"]}
+    generate.render(answers, folder, source=source, tag=history.tag(version))
+    git.make_repository(folder, "Generate")
+    return folder
+
+
+def state(service: Path) -> str:
+    changes = git.output(service, "status", "--porcelain", "--untracked-files=all")
+    return changes + git.output(service, "diff")
+
+
+def test_a_small_disk_keeps_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "100k") as disk:
         outcome = shell(NEW, disk)
         left = names(disk)
-    finally:
-        shell("umount disk", tmp_path)
 
     assert outcome.returncode == 2
     assert is_one_line(outcome.stderr), outcome.stderr
     assert left == []
+
+
+@pytest.mark.parametrize("command", ["status .", "status . --format json", "update . --dry-run"])
+def test_a_report_of_a_service_on_a_full_output(command: str, tmp_path: Path) -> None:
+    service = make_service(tmp_path / "svc", tmp_path)
+
+    outcome = shell(f"{CLI} {command} > /dev/full", service)
+
+    assert outcome.returncode == 2
+    assert is_one_line(outcome.stderr), outcome.stderr
+    assert "No space left on device" in outcome.stderr
+    assert state(service) == ""
+
+
+def test_an_update_whose_report_cannot_be_printed_is_whole(tmp_path: Path) -> None:
+    service, other = (make_service(tmp_path / name, tmp_path) for name in ("svc", "other"))
+
+    outcome = shell(f"{CLI} update . > /dev/full", service)
+    assert shell(f"{CLI} update .", other).returncode == 0
+
+    assert outcome.returncode == 2
+    assert is_one_line(outcome.stderr), outcome.stderr
+    assert " is done, but the rest cannot be printed" in outcome.stderr
+    assert state(service) == state(other)
+
+
+def test_a_read_only_disk(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "20m") as disk:
+        service = make_service(disk / "svc", tmp_path)
+        assert shell("mount -o remount,ro disk", tmp_path).returncode == 0
+
+        assert shell(f"{CLI} status .", service).returncode == 1  # an older version
+        assert shell(f"{CLI} update . --dry-run", service).returncode == 0
+        for outcome in (shell(f"{CLI} update .", service), shell(NEW, disk)):
+            assert outcome.returncode == 2
+            assert is_one_line(outcome.stderr), outcome.stderr
+        assert state(service) == ""
+
+
+def test_an_update_on_a_full_disk_changes_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "1m") as disk:
+        service = make_service(disk / "svc", tmp_path)
+        shell("cat /dev/zero > filling", disk)
+
+        outcome = shell(f"{CLI} update .", service)
+        (disk / "filling").unlink()
+
+        assert outcome.returncode == 2
+        assert is_one_line(outcome.stderr), outcome.stderr
+        assert state(service) == ""
