@@ -103,6 +103,26 @@ def wait_until(condition: Callable[[], T | None], seconds: float = 60) -> T:
     raise AssertionError(f"not within {seconds:g} s")
 
 
+def delay(owner: Any, method: str, seconds: float) -> None:
+    """Makes a blocking method of an object take longer."""
+    call = getattr(owner, method)
+
+    def call_late(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(seconds)
+        return call(*args, **kwargs)
+
+    setattr(owner, method, call_late)
+
+
+def delay_load(registry: Any, id_: str, seconds: float) -> Any:
+    """Takes a model that is loaded away from the service, which gets it back when it loads it."""
+    entry = registry._entries[id_]
+    model, entry.model = entry.model, None
+    registry._load_blocking = lambda spec: model
+    delay(registry, "_load_blocking", seconds)
+    return model
+
+
 @pytest.fixture(scope="session")
 def start(
     tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory

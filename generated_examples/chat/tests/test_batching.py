@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from chat_server.deadline import Deadline
 from chat_server.models.batching import BatchingEngine
 from chat_server.models.chat import ChatModel
 from chat_server.models.device import Device
@@ -297,7 +298,8 @@ async def test_a_token_that_the_model_lacks_fails_its_request_alone(
     async def ask(text: str, max_tokens: int = 5) -> int:
         conversation = Conversation([{"role": "user", "content": text}])
         async with AsyncExitStack() as resources:
-            answer = await model.answer(conversation, ChatOptions(max_tokens=max_tokens), resources)
+            options = ChatOptions(max_tokens=max_tokens)
+            answer = await model.answer(conversation, options, resources, Deadline(60))
             return [chunk async for chunk in answer][-1].completion_tokens
 
     try:

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
-from .conftest import wait_until
+from .conftest import delay, delay_load, wait_until
 from .tiny_chat import build_recurrent_model
 
 
@@ -129,18 +129,76 @@ def test_a_grammar_holds_nobody_else_up(make_client: Callable[..., TestClient]) 
             assert answer.result().json()["error"]["param"] == "response_format"
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_the_deadline_counts_from_the_start(
-    make_client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch, stream: bool
+def slow_inference(model: Any, seconds: float) -> None:
+    delay(model._engine._model, "forward", seconds)
+
+
+def slow_grammar(model: Any, seconds: float) -> None:
+    delay(model._grammars, "form", seconds)
+
+
+def slow_tokenizer(model: Any, seconds: float) -> None:
+    delay(model._prompts, "encode", seconds)
+
+
+JSON_ANSWER = {"response_format": {"type": "json_object"}}
+
+
+@pytest.mark.parametrize("slow_down", [slow_grammar, slow_tokenizer, slow_inference])
+def test_the_deadline_ends_every_wait(
+    make_client: Callable[..., TestClient], slow_down: Callable[[Any, float], None]
 ) -> None:
     with make_client(request_timeout_seconds=0.5) as client:
         wait_until(lambda: ask(client).status_code == 200)  # loading it takes as long
-        prompts = registry_of(client)._entries["tiny-chat"].model._prompts
-        monkeypatch.setattr(prompts, "encode", lambda _: time.sleep(2))
-        late = ask(client, stream=stream)
+        slow_down(registry_of(client).models["tiny-chat"], 1.2)
+        late = ask(client, **JSON_ANSWER)
         assert late.status_code == 504
         assert late.json()["error"]["code"] == "timeout"
-        assert late.elapsed.total_seconds() < 1.5
+        assert late.headers["x-should-retry"] == "false"
+        assert late.elapsed.total_seconds() < 1.1
+
+
+def test_a_load_beyond_the_deadline_goes_on(make_client: Callable[..., TestClient]) -> None:
+    with make_client(request_timeout_seconds=0.5) as client:
+        wait_until(lambda: ask(client).status_code == 200)
+        registry = registry_of(client)
+        model = delay_load(registry, "tiny-chat", 1.5)
+        late = ask(client)
+        assert_unavailable(late)
+        assert "still being loaded" in late.json()["error"]["message"]
+        assert "x-should-retry" not in late.headers
+        assert late.elapsed.total_seconds() < 1.2
+        wait_until(lambda: registry.models.get("tiny-chat") is model)
+        assert ask(client).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_deadline_for_all_waits(make_client: Callable[..., TestClient], stream: bool) -> None:
+    with make_client(request_timeout_seconds=2) as client:
+        wait_until(lambda: ask(client).status_code == 200)
+        model = delay_load(registry_of(client), "tiny-chat", 0.6)
+        slow_grammar(model, 0.6)
+        slow_tokenizer(model, 0.6)
+        slow_inference(model, 0.1)
+        started = time.monotonic()
+        late = ask(client, stream=stream, max_tokens=1000, **JSON_ANSWER)
+        # One that did not count would make it 2.6.
+        assert time.monotonic() - started < 2.5
+        assert "The answer took longer than 2 seconds." in late.text
+
+
+def test_the_deadline_counts_the_queue(make_client: Callable[..., TestClient]) -> None:
+    with (
+        make_client(request_timeout_seconds=2, max_batch_requests=1) as client,
+        ThreadPoolExecutor() as clients,
+    ):
+        wait_until(lambda: ask(client).status_code == 200)
+        slow_inference(registry_of(client).models["tiny-chat"], 0.1)
+        first = clients.submit(ask, client, max_tokens=1000)
+        time.sleep(1)
+        second = ask(client, max_tokens=1000)
+        assert first.result().status_code == second.status_code == 504
+        assert second.elapsed.total_seconds() < 2.6  # of which it was in the queue for one
 
 
 def break_inference(client: TestClient) -> None:

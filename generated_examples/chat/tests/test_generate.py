@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from chat_server.deadline import Deadline
 from chat_server.models.chat import ChatModel
 from chat_server.models.device import Device
 from chat_server.models.errors import Unavailable
@@ -37,7 +38,7 @@ def model(tmp_path: Path) -> Iterator[ChatModel]:
 async def ask(model: ChatModel, **sampling: Any) -> list[Chunk]:
     options = ChatOptions(max_tokens=12, sampling=SamplingOptions(**sampling), seed=3)
     async with AsyncExitStack() as resources:
-        answer = await model.answer(Conversation(MESSAGES), options, resources)
+        answer = await model.answer(Conversation(MESSAGES), options, resources, Deadline(60))
         return [chunk async for chunk in answer]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import sys
 import threading
 import weakref
@@ -10,10 +11,11 @@ from typing import Any, ClassVar
 import pytest
 
 from chat_server import custom
+from chat_server.deadline import Deadline
 from chat_server.models.base import Model, ModelSpec
 from chat_server.models.catalog import configured_models
 from chat_server.models.device import Device
-from chat_server.models.errors import DeadlineExceeded, LoadFailed, Unavailable, UnknownModel
+from chat_server.models.errors import LoadFailed, StillLoading, Unavailable, UnknownModel
 from chat_server.models.registry import ModelRegistry
 from chat_server.settings import Settings
 from chat_server.threads import threads_left
@@ -202,11 +204,15 @@ async def test_loading_leaves_the_loop_free_and_survives_a_cancelled_client(
     assert len(loader.loaded) == 1
 
 
-async def test_no_request_waits_for_a_load_without_end(loader: Loader) -> None:
-    registry = ModelRegistry([ModelSpec("echo", Echo, loader)], Device(), wait_seconds=0.2)
+@pytest.mark.parametrize(("limit", "own"), [(math.inf, 0.2), (0.2, None)])
+async def test_no_request_waits_for_a_load_without_end(
+    loader: Loader, limit: float, own: float | None
+) -> None:
+    registry = ModelRegistry([ModelSpec("echo", Echo, loader)], Device(), limit)
     loader.gate.clear()
-    with pytest.raises(DeadlineExceeded, match="still being loaded"):
-        await use(registry)
+    with pytest.raises(StillLoading, match="still being loaded"):
+        async with registry.use("echo", Echo, Deadline(own) if own else None):
+            pass
     loader.gate.set()
     assert await use(registry) is loader.loaded[0]
     assert loader.attempts == 1

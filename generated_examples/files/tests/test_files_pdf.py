@@ -8,6 +8,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,7 +20,7 @@ from starlette.testclient import TestClient
 
 from files_server.files import pdf
 from files_server.files.errors import InvalidPdf, TooManyPdfs
-from files_server.files.pdf import PdfRenderer
+from files_server.files.pdf import PROCESSES, PdfRenderer
 
 from .conftest import Server, wait_until
 from .uploads import ENCRYPTED_PDF, MULTIPART_HEADERS, kept_in, multipart, pdf_of, upload
@@ -138,15 +139,23 @@ trailer <</Root 1 0 R /Size 5>>
 """ % (len(content), content)
 
 
-def test_a_pdf_that_takes_too_long_is_a_504(
-    make_client: Callable[..., TestClient], folder: Path
+@pytest.mark.parametrize("limit", ["pdf_timeout_seconds", "request_timeout_seconds"])
+def test_pdfs_that_take_too_long_are_a_504(
+    make_client: Callable[..., TestClient], folder: Path, limit: str
 ) -> None:
-    with make_client(files_url=folder.as_uri(), pdf_timeout_seconds=1) as client:
+    with (
+        make_client(files_url=folder.as_uri(), **{limit: 1}) as client,
+        ThreadPoolExecutor() as clients,
+    ):
         started = time.monotonic()
-        late = upload(client, slow_pdf(400_000), "a.pdf", convert_pdf=True)
+        slow = [
+            clients.submit(upload, client, slow_pdf(400_000), "a.pdf", convert_pdf=True)
+            for _ in range(PROCESSES if limit == "pdf_timeout_seconds" else 2 * PROCESSES)
+        ]
+        for late in slow:
+            assert late.result().status_code == 504
+            assert late.result().json()["error"]["code"] == "timeout"
         assert time.monotonic() - started < 5
-        assert late.status_code == 504
-        assert late.json()["error"]["code"] == "timeout"
         assert kept_in(folder) == []
         assert upload(client, pdf_of((72, 72)), "a.pdf", convert_pdf=True).status_code == 200
 

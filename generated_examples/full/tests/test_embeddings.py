@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 from transformers import AutoConfig, AutoModel
 
+from full_server.deadline import Deadline
 from full_server.models.device import Device
 from full_server.models.embeddings import Embeddings, EmbeddingsModel
 from full_server.models.errors import InvalidInput
 from full_server.settings import Settings
 
-from .conftest import Server
+from .conftest import Server, delay, delay_load, wait_until
 from .tiny_embeddings import build_embeddings_model, build_tokenizer
 
 TEXTS = ["hello world", "a", "the quick brown fox"]
@@ -182,12 +183,26 @@ def test_tokens_that_wait_are_bounded_too(make_client: Callable[..., TestClient]
 def test_a_request_that_takes_too_long_is_a_504(make_client: Callable[..., TestClient]) -> None:
     with make_client(request_timeout_seconds=0.2, embeddings_batch_texts=1) as client:
         request = {"model": "tiny-embeddings", "input": "word"}
-        assert client.post("/v1/embeddings", json=request).status_code == 200
+        # The load counts, and may take longer.
+        wait_until(lambda: client.post("/v1/embeddings", json=request).status_code == 200)
         long = request | {"input": ["word " * 6] * 2048}
         response = client.post("/v1/embeddings", json=long)
         assert response.status_code == 504
         assert response.json()["error"]["code"] == "timeout"
         assert client.post("/v1/embeddings", json=request).status_code == 200
+
+
+def test_one_deadline_for_all_waits(make_client: Callable[..., TestClient]) -> None:
+    with make_client(request_timeout_seconds=1.5) as client:
+        request = {"model": "tiny-embeddings", "input": "word"}
+        wait_until(lambda: client.post("/v1/embeddings", json=request).status_code == 200)
+        app: Any = client.app
+        model = delay_load(app.state.registry, "tiny-embeddings", 0.6)
+        delay(model, "_tokenize", 0.6)
+        delay(model._batcher, "_compute", 0.6)
+        late = client.post("/v1/embeddings", json=request)
+        assert late.status_code == 504
+        assert late.elapsed.total_seconds() < 1.9
 
 
 def cut(folder: Path, keep: Callable[[str], bool]) -> Path:
@@ -237,7 +252,11 @@ def test_the_last_position_is_known(tmp_path: Path, family: str, reserved: int) 
 
 
 async def embed_tokens(model: EmbeddingsModel, tokens: list[int]) -> Embeddings:
-    return await model.embed([tokens])
+    return await model.embed([tokens], Deadline(60))
+
+
+async def embed_text(model: EmbeddingsModel, text: str) -> Embeddings:
+    return await model.embed([text], Deadline(60))
 
 
 def test_a_token_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
@@ -248,6 +267,6 @@ def test_a_token_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
     model = load(folder)
     try:
         with pytest.raises(InvalidInput, match="token"):
-            asyncio.run(model.embed(["an extra word"]))
+            asyncio.run(embed_text(model, "an extra word"))
     finally:
         model.unload()

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from .deadline import Deadline
 from .models.registry import ModelRegistry
 from .settings import Settings
 
@@ -18,10 +19,17 @@ async def get_settings(connection: HTTPConnection) -> Settings:
     return settings
 
 
+async def get_deadline(connection: HTTPConnection) -> Deadline:
+    """Begins when the body has arrived, which has time limits of its own."""
+    return Deadline(connection.app.state.settings.request_timeout_seconds)
+
+
 async def get_registry(connection: HTTPConnection) -> ModelRegistry:
     registry: ModelRegistry = connection.app.state.registry
     return registry
 
 
 SettingsDep = Annotated[Settings, Depends(get_settings)]
+
+DeadlineDep = Annotated[Deadline, Depends(get_deadline)]
 RegistryDep = Annotated[ModelRegistry, Depends(get_registry)]

@@ -51,6 +51,9 @@ class Settings(CustomSettings):
     max_connections: int = Field(
         1000, ge=1, description="Connections at the same time; fewer where open files are limited"
     )
+    request_timeout_seconds: float = Field(
+        600.0, gt=0, description="Longest time that one request may take, load and wait included"
+    )
     drain_seconds: float = Field(
         30.0, ge=0, description="Time that requests in flight get to finish after SIGTERM"
     )
@@ -70,9 +73,6 @@ class Settings(CustomSettings):
     )
     max_queue_tokens: int = Field(
         262144, ge=0, description="Tokens that may wait for a model; more are answered with 429"
-    )
-    request_timeout_seconds: float = Field(
-        600.0, gt=0, description="Longest time that one request may take, waiting included"
     )
     stall_seconds: float = Field(
         120.0, gt=0, description="A model that takes longer for one step hangs, and is loaded anew"

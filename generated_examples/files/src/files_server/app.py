@@ -42,7 +42,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         device = Device(settings.device, settings.dtype, DEVICES)
-        registry = ModelRegistry(configured_models(settings), device)
+        timeout = settings.request_timeout_seconds
+        registry = ModelRegistry(configured_models(settings), device, timeout)
         file_store = FileStore(settings.files_url)
         app.state.settings, app.state.registry = settings, registry
         app.state.files = file_store

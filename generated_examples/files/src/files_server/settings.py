@@ -51,6 +51,9 @@ class Settings(CustomSettings):
     max_connections: int = Field(
         1000, ge=1, description="Connections at the same time; fewer where open files are limited"
     )
+    request_timeout_seconds: float = Field(
+        600.0, gt=0, description="Longest time that one request may take, load and wait included"
+    )
     drain_seconds: float = Field(
         30.0, ge=0, description="Time that requests in flight get to finish after SIGTERM"
     )

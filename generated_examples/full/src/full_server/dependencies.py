@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from .deadline import Deadline
 from .files.store import FileStore
 from .models.registry import ModelRegistry
 from .settings import Settings
@@ -17,6 +18,11 @@ from .settings import Settings
 async def get_settings(connection: HTTPConnection) -> Settings:
     settings: Settings = connection.app.state.settings
     return settings
+
+
+async def get_deadline(connection: HTTPConnection) -> Deadline:
+    """Begins when the body has arrived, which has time limits of its own."""
+    return Deadline(connection.app.state.settings.request_timeout_seconds)
 
 
 async def get_registry(connection: HTTPConnection) -> ModelRegistry:
@@ -30,5 +36,7 @@ async def get_files(connection: HTTPConnection) -> FileStore:
 
 
 SettingsDep = Annotated[Settings, Depends(get_settings)]
+
+DeadlineDep = Annotated[Deadline, Depends(get_deadline)]
 RegistryDep = Annotated[ModelRegistry, Depends(get_registry)]
 FilesDep = Annotated[FileStore, Depends(get_files)]

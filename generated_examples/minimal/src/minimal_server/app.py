@@ -40,7 +40,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         device = Device(settings.device, settings.dtype, DEVICES)
-        registry = ModelRegistry(configured_models(settings), device)
+        timeout = settings.request_timeout_seconds
+        registry = ModelRegistry(configured_models(settings), device, timeout)
         app.state.settings, app.state.registry = settings, registry
         if settings.preload:
             registry.want_all()

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from ..deadline import Deadline
 from ..threads import collector_paused, run_in_thread
 from .base import Model, ModelSpec
 from .device import Device
-from .errors import DeadlineExceeded, LoadFailed, SourceError, Unavailable, UnknownModel
+from .errors import LoadFailed, SourceError, StillLoading, Unavailable, UnknownModel
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +74,11 @@ class ModelRegistry:
     """
 
     def __init__(
-        self, specs: Iterable[ModelSpec], device: Device, wait_seconds: float | None = None
+        self, specs: Iterable[ModelSpec], device: Device, timeout_seconds: float = math.inf
     ) -> None:
-        """wait_seconds: longest time that a request waits for its model to be loaded"""
+        """timeout_seconds: for users that bring no deadline"""
         self.device = device
-        self._wait_seconds = wait_seconds
+        self._timeout_seconds = timeout_seconds
         self.created = int(time.time())
         self.wanted: set[str] = set()
         """Ids of the models without which the service is not ready, not loaded so far"""
@@ -107,11 +108,13 @@ class ModelRegistry:
         return self._find(name).spec
 
     @asynccontextmanager
-    async def use(self, name: str, model_class: type[M]) -> AsyncIterator[M]:
+    async def use(
+        self, name: str, model_class: type[M], deadline: Deadline | None = None
+    ) -> AsyncIterator[M]:
         """The model, loaded, and kept loaded until the block ends.
 
-        Raises UnknownModel, LoadFailed, DeadlineExceeded, or Unavailable while the service shuts
-        down.
+        Raises UnknownModel, LoadFailed, StillLoading at the deadline, or Unavailable while the
+        service shuts down.
         """
         entry = self._find(name)
         if not issubclass(entry.spec.model_class, model_class):
@@ -120,7 +123,7 @@ class ModelRegistry:
         try:
             model = entry.model
             if model is None or entry.dead:
-                model = await self._load_in_time(entry)
+                model = await self._load_in_time(entry, deadline or Deadline(self._timeout_seconds))
             if self._closed:
                 raise shutting_down()
             assert isinstance(model, model_class)
@@ -181,13 +184,13 @@ class ModelRegistry:
         shown = repr(name[:64])
         raise UnknownModel(f"The model {shown} does not exist. GET /v1/models lists what does.")
 
-    async def _load_in_time(self, entry: Entry) -> Model:
-        """`_load`, which goes on when this raises DeadlineExceeded."""
+    async def _load_in_time(self, entry: Entry, deadline: Deadline) -> Model:
+        """`_load`, which goes on when this raises StillLoading."""
         try:
-            async with asyncio.timeout(self._wait_seconds):
+            async with asyncio.timeout_at(deadline.time):
                 return await self._load(entry)
         except TimeoutError as error:
-            raise DeadlineExceeded(f"The model {entry.spec.id!r} is still being loaded.") from error
+            raise StillLoading(f"The model {entry.spec.id!r} is still being loaded.") from error
 
     async def _load(self, entry: Entry) -> Model:
         """The model, once it is loaded. Raises LoadFailed, or Unavailable while shutting down."""

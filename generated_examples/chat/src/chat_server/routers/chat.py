@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from fastapi import APIRouter, Request
 from openai.types.chat import ChatCompletion
 
-from ..dependencies import RegistryDep, SettingsDep
+from ..dependencies import DeadlineDep, RegistryDep, SettingsDep
 from ..disconnect import until_disconnect
 from ..errors import documented
 from ..models.chat import ChatModel
@@ -25,13 +25,18 @@ router = APIRouter(tags=["chat"], responses=documented(404, 429, 504))
     responses={200: {"content": {EventStream.media_type: {}}}},
 )
 async def create_chat_completion(
-    body: ChatRequest, request: Request, registry: RegistryDep, settings: SettingsDep
+    body: ChatRequest,
+    request: Request,
+    registry: RegistryDep,
+    settings: SettingsDep,
+    deadline: DeadlineDep,
 ) -> ChatCompletion | EventStream:
     """Answers a conversation, whole or as a stream of server-sent events."""
     head = Head.new(body.model)
     async with AsyncExitStack() as resources:
-        model = await resources.enter_async_context(registry.use(body.model, ChatModel))
-        work = model.answer(body.conversation(), body.options(), resources)
+        use = registry.use(body.model, ChatModel, deadline)
+        model = await resources.enter_async_context(use)
+        work = model.answer(body.conversation(), body.options(), resources, deadline)
         answer = await until_disconnect(request, work)
         if body.stream:
             with_usage = body.wants_usage or settings.stream_usage == "always"

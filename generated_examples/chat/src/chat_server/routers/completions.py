@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request
 from openai.types import Completion, CompletionChoice, CompletionUsage
 from openai.types.completion_choice import Logprobs
 
-from ..dependencies import RegistryDep, SettingsDep
+from ..deadline import Deadline
+from ..dependencies import DeadlineDep, RegistryDep, SettingsDep
 from ..disconnect import until_disconnect
 from ..errors import documented
 from ..models.chat import Answer, ChatModel
@@ -31,14 +32,19 @@ router = APIRouter(tags=["chat"], responses=documented(404, 429, 504))
     responses={200: {"content": {EventStream.media_type: {}}}},
 )
 async def create_completion(
-    body: CompletionRequest, request: Request, registry: RegistryDep, settings: SettingsDep
+    body: CompletionRequest,
+    request: Request,
+    registry: RegistryDep,
+    settings: SettingsDep,
+    deadline: DeadlineDep,
 ) -> Completion | EventStream:
     """Continues texts, whole or as a stream of server-sent events."""
     head = Head.new(body.model, "cmpl")
     prompts = body.prompts()
     async with AsyncExitStack() as resources:
-        model = await resources.enter_async_context(registry.use(body.model, ChatModel))
-        work = begin(model, prompts, body.options(), resources)
+        use = registry.use(body.model, ChatModel, deadline)
+        model = await resources.enter_async_context(use)
+        work = begin(model, prompts, body.options(), resources, deadline)
         answers = await until_disconnect(request, work)
         echoes = [echo_of(prompt, model) if body.echo else "" for prompt in prompts]
         if body.stream:
@@ -50,10 +56,14 @@ async def create_completion(
 
 
 async def begin(
-    model: ChatModel, prompts: Sequence[RawPrompt], options: ChatOptions, resources: AsyncExitStack
+    model: ChatModel,
+    prompts: Sequence[RawPrompt],
+    options: ChatOptions,
+    resources: AsyncExitStack,
+    deadline: Deadline,
 ) -> list[Answer]:
     """Queues one request for each prompt. Raises what `ChatModel.answer` raises."""
-    return [await model.answer(prompt, options, resources) for prompt in prompts]
+    return [await model.answer(prompt, options, resources, deadline) for prompt in prompts]
 
 
 def echo_of(prompt: RawPrompt, model: ChatModel) -> str:

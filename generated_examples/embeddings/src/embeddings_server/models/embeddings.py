@@ -8,6 +8,7 @@ from functools import partial
 from string import whitespace
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from ..deadline import Deadline
 from ..settings import Settings
 from .admission import Admission
 from .base import Model
@@ -56,12 +57,10 @@ class EmbeddingsModel(Model):
         batcher: Batcher,
         *,
         admission: Admission,
-        timeout_seconds: float,
     ) -> None:
         self._encoder = encoder
         self._batcher = batcher
         self._admission = admission
-        self._timeout_seconds = timeout_seconds
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
     @classmethod
@@ -89,7 +88,6 @@ class EmbeddingsModel(Model):
             admission=Admission(
                 max_texts + settings.max_queue, max_tokens + settings.max_queue_tokens
             ),
-            timeout_seconds=settings.request_timeout_seconds,
         )
 
     @property
@@ -101,7 +99,10 @@ class EmbeddingsModel(Model):
         self._executor.shutdown(cancel_futures=True)
 
     async def embed(
-        self, inputs: Sequence[str] | Sequence[Sequence[int]], dimensions: int | None = None
+        self,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        deadline: Deadline,
+        dimensions: int | None = None,
     ) -> Embeddings:
         """The vectors of texts, or of texts that the client has tokenised itself.
 
@@ -118,7 +119,7 @@ class EmbeddingsModel(Model):
         self._check_sizes(inputs)
         try:
             with self._admission.enter(estimate_tokens(inputs)) as place:
-                async with asyncio.timeout(self._timeout_seconds):
+                async with asyncio.timeout_at(deadline.time):
                     tokenized = await asyncio.get_running_loop().run_in_executor(
                         self._executor, self._tokenize, inputs
                     )
@@ -126,9 +127,7 @@ class EmbeddingsModel(Model):
                     rows = await self._batcher.submit(tokenized)
                     vectors = await asyncio.to_thread(stack, rows, dimensions)
         except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"The answer took longer than {self._timeout_seconds:g} seconds."
-            ) from error
+            raise DeadlineExceeded(deadline.seconds) from error
         return Embeddings(vectors, tokens=place.tokens)
 
     def _check_sizes(self, inputs: Sequence[str] | Sequence[Sequence[int]]) -> None:

@@ -73,5 +73,12 @@ class Unavailable(ModelError):
     """The model is loaded but cannot work now: its thread died, or it is being unloaded."""
 
 
+class StillLoading(ModelError):
+    """The request's time is over before its model is loaded. The load goes on: worth another try."""
+
+
 class DeadlineExceeded(ModelError):
     """The answer took longer than a request may take."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The answer took longer than {seconds:g} seconds.")

@@ -11,7 +11,7 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.create_embedding_response import Usage
 from openai.types.embedding import Embedding
 
-from ..dependencies import RegistryDep
+from ..dependencies import DeadlineDep, RegistryDep
 from ..disconnect import until_disconnect
 from ..errors import documented
 from ..models.embeddings import Embeddings, EmbeddingsModel
@@ -32,11 +32,11 @@ class EmbeddingsResponse(CreateEmbeddingResponse):
 
 @router.post("/v1/embeddings", response_model=EmbeddingsResponse)
 async def create_embeddings(
-    body: EmbeddingsRequest, request: Request, registry: RegistryDep
+    body: EmbeddingsRequest, request: Request, registry: RegistryDep, deadline: DeadlineDep
 ) -> Response:
     """One vector for each input, in the order of the inputs."""
-    async with registry.use(body.model, EmbeddingsModel) as model:
-        work = model.embed(body.inputs, body.dimensions)
+    async with registry.use(body.model, EmbeddingsModel, deadline) as model:
+        work = model.embed(body.inputs, deadline, body.dimensions)
         embeddings = await until_disconnect(request, work)
     # 2048 vectors of 1024 numbers are 20 MB of JSON: nothing for the event loop.
     content = await asyncio.to_thread(

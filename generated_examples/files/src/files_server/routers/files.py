@@ -1,5 +1,6 @@
 """/v1/files: upload, list, look up, download and delete; pages of PDFs as images."""
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from obstore.exceptions import BaseError as StoreError
 from openai.types import FileDeleted
 from starlette.formparsers import MultiPartParser
 
-from ..dependencies import FilesDep, SettingsDep
+from ..dependencies import DeadlineDep, FilesDep, SettingsDep
 from ..disconnect import until_disconnect
 from ..errors import APIError, documented
 from ..files.errors import FileNotFound, InvalidPdf, PdfTimeout, TooManyPdfs
@@ -48,15 +49,7 @@ async def translate_errors() -> AsyncIterator[None]:
             status.HTTP_400_BAD_REQUEST, str(error), param=error.param, code="invalid_pdf"
         ) from error
     except PdfTimeout as error:
-        # It would take as long again.
-        headers = {"x-should-retry": "false"}
-        raise APIError(
-            status.HTTP_504_GATEWAY_TIMEOUT,
-            str(error),
-            param="file",
-            code="timeout",
-            headers=headers,
-        ) from error
+        raise timed_out(str(error)) from error
     except TooManyPdfs as error:
         raise APIError(
             status.HTTP_429_TOO_MANY_REQUESTS,
@@ -114,6 +107,7 @@ async def upload_file(
     request: Request,
     files: FilesDep,
     settings: SettingsDep,
+    deadline: DeadlineDep,
     file: UploadFile,
     purpose: Annotated[UploadPurpose, Form(description="What the file is for")],
     convert_pdf: bool = Form(default=False, description="Render the pages of the PDF"),
@@ -164,7 +158,12 @@ async def upload_file(
             pages=pages,
             expires_after=expires_after,
         )
-        stored = await until_disconnect(request, work)
+        try:
+            async with asyncio.timeout_at(deadline.time):
+                stored = await until_disconnect(request, work)
+        except TimeoutError:
+            message = f"file: It took longer than {deadline.seconds:g} s to keep the file."
+            raise timed_out(message) from None
     return as_file_object(stored)
 
 
@@ -220,6 +219,16 @@ async def download_page(file: StoredFileDep, number: int, files: FilesDep) -> St
 def bad_field(param: str, message: str) -> APIError:
     return APIError(
         status.HTTP_400_BAD_REQUEST, f"{param}: {message}", param=param, code="invalid_value"
+    )
+
+
+def timed_out(message: str) -> APIError:
+    return APIError(
+        status.HTTP_504_GATEWAY_TIMEOUT,
+        message,
+        param="file",
+        code="timeout",
+        headers={"x-should-retry": "false"},  # it would take as long again
     )
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from ..deadline import Deadline
 from ..settings import Settings
 from .admission import Admission
 from .base import Model
@@ -88,7 +89,6 @@ class ChatModel(Model):
         default_max_tokens: int,
         default_sampling: SamplingOptions,
         admission: Admission,
-        timeout_seconds: float,
     ) -> None:
         self._engine = engine
         self._grammars = grammars
@@ -96,7 +96,6 @@ class ChatModel(Model):
         self._default_max_tokens = default_max_tokens
         self._default_sampling = default_sampling
         self._admission = admission
-        self._timeout_seconds = timeout_seconds
         self._prompts = PromptEncoder(tokenizer, engine.max_length)
         layout = self._prompts.layout
         marks = f"{layout.prefix}{layout.suffix}" if layout else ""
@@ -126,7 +125,6 @@ class ChatModel(Model):
                 engine.max_sequences + settings.max_queue,
                 settings.kv_cache_tokens + settings.max_queue_tokens,
             ),
-            timeout_seconds=settings.request_timeout_seconds,
         )
 
     @property
@@ -152,6 +150,7 @@ class ChatModel(Model):
         conversation: Conversation | RawPrompt,
         options: ChatOptions,
         resources: AsyncExitStack,
+        deadline: Deadline,
     ) -> Answer:
         """Queues a request. Closing `resources` frees all that it holds.
 
@@ -159,19 +158,18 @@ class ChatModel(Model):
         token is generated.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout_seconds
         # Before any work: what is refused has cost nothing.
         answer_tokens = options.max_tokens or self._default_max_tokens
         estimate = (conversation.estimated_tokens + answer_tokens) * options.n
         place = resources.enter_context(self._admission.enter(estimate, options.n))
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline.time):
                 grammar = await self._compile_grammar(options)
                 prompt, params = await loop.run_in_executor(
                     self._executor, self._prepare, conversation, options, grammar
                 )
         except TimeoutError as error:
-            raise self._late() from error
+            raise DeadlineExceeded(deadline.seconds) from error
         place.tokens = (len(prompt) + params[0].max_tokens) * options.n
         stream = resources.enter_context(self._generate(prompt, params, deadline))
         readers = [
@@ -199,19 +197,17 @@ class ChatModel(Model):
 
     @contextmanager
     def _generate(
-        self, prompt: list[int], params: Sequence[SamplingParams], deadline: float
+        self, prompt: list[int], params: Sequence[SamplingParams], deadline: Deadline
     ) -> Iterator[TokenStream]:
         """Leaving the block frees the request's places in the batch."""
         stream = self._engine.submit(prompt, params)
-        timer = asyncio.get_running_loop().call_at(deadline, stream.fail, self._late())
+        late = DeadlineExceeded(deadline.seconds)
+        timer = asyncio.get_running_loop().call_at(deadline.time, stream.fail, late)
         try:
             yield stream
         finally:
             timer.cancel()
             self._engine.cancel(stream)
-
-    def _late(self) -> DeadlineExceeded:
-        return DeadlineExceeded(f"The answer took longer than {self._timeout_seconds:g} seconds.")
 
     async def _compile_grammar(self, options: ChatOptions) -> "Grammar | None":
         """Raises InvalidInput or Overloaded."""
