@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -191,14 +191,23 @@ def test_leaving_waits_for_no_page(make_server: Callable[..., Server], tmp_path:
         wait_until(lambda: children(server))
     wait_until(lambda: not children(server), 10)  # the client has left
 
-    with socket.create_connection(server.address) as waiting:
-        waiting.sendall(head_of(body) + body)
-        (renderer,) = wait_until(lambda: children(server))
+    with ExitStack() as connections:
+        waiting = [
+            connections.enter_context(socket.create_connection(server.address))
+            for _ in range(PROCESSES + 1)
+        ]
+        for client in waiting:
+            client.sendall(head_of(body) + body)
+        renderers = wait_until(
+            lambda: found if len(found := children(server)) == PROCESSES else None
+        )
         server.process.send_signal(signal.SIGTERM)
         started = time.monotonic()
-        server.process.wait(20)
-        assert time.monotonic() - started < 8
-    wait_until(lambda: not renderer.exists(), 10)
+        assert server.process.wait(20) == 0
+        assert time.monotonic() - started < 4  # of which it drains for one
+        for client in waiting:
+            assert client.recv(100).startswith(b"HTTP/1.1 503")
+    wait_until(lambda: not any(renderer.exists() for renderer in renderers), 10)
 
 
 def form_of(pdf: bytes) -> bytes:
