@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import BaseError
 
 from files_server.files.errors import FileNotFound
 from files_server.files.store import FileStore, StoredFile, local_folder, new_id
@@ -83,6 +84,20 @@ async def test_nothing_is_left_of_a_failure(
     with pytest.raises(asyncio.CancelledError if cancelled else OSError):
         await saving
     assert await store.list_files(limit=10) == ([], False)
+    assert kept_in(folder) == []
+
+
+async def test_nothing_is_left_where_metadata_cannot_be_written(
+    store: FileStore, folder: Path
+) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(BaseError, match="File too large"):
+            await store.save(chunks(b"a"), filename="a", purpose="batch", pages=chunks(b"1"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert kept_in(folder) == []
 
 

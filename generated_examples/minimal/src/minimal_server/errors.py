@@ -61,6 +61,9 @@ OBJECT_TYPES = ("dict_type", "model_attributes_type", "model_type")
 NOT_PARSED = "There was an error parsing the body"
 """FastAPI's words for everything that parsing can raise"""
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The last is the limit of one file, by `ulimit -f` or by the file system"""
+
 FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
@@ -277,9 +280,15 @@ def type_wanted(request: Request, body: object) -> str | None:
 def no_room(cause: OSError) -> APIError:
     """The error for a body that could not be put on the disk while it arrived."""
     logger.error("a body cannot be kept while it arrives", exc_info=cause)
-    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = cause.errno in DISK_FULL
+    return insufficient_storage(
+        status.HTTP_507_INSUFFICIENT_STORAGE if full else status.HTTP_503_SERVICE_UNAVAILABLE
+    )
+
+
+def insufficient_storage(status_code: int = status.HTTP_507_INSUFFICIENT_STORAGE) -> APIError:
     return APIError(
-        status.HTTP_507_INSUFFICIENT_STORAGE if full else status.HTTP_503_SERVICE_UNAVAILABLE,
+        status_code,
         "The service has no room for the body of the request.",
         code="insufficient_storage",
         headers={"Retry-After": "30"},

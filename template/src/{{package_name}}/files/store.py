@@ -21,6 +21,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 from pydantic import BaseModel, ValidationError
 
@@ -131,7 +132,13 @@ class FileStore:
             await self._delete_content(file_id)
             raise
         # From here on the file may be visible, even if this is cancelled or the answer gets lost.
-        await obstore.put_async(self.objects, meta_path(file_id), file.model_dump_json().encode())
+        try:
+            meta = file.model_dump_json().encode()
+            await obstore.put_async(self.objects, meta_path(file_id), meta)
+        except BaseError:
+            await self._delete_meta(file_id)
+            await self._delete_content(file_id)
+            raise
         return file
 
     async def retrieve(self, file_id: str) -> StoredFile:
@@ -248,11 +255,21 @@ class FileStore:
             raise no_file(file_id) from error
         return Download(result.meta["size"], result.stream(CHUNK_SIZE))
 
+    async def _delete_meta(self, file_id: str) -> None:
+        with suppress(FileNotFoundError):
+            await obstore.delete_async(self.objects, meta_path(file_id))
+
     async def _delete_content(self, file_id: str) -> None:
         pages = await obstore.list(self.objects, f"pages/{file_id}").collect_async()
         for path in [f"content/{file_id}", *(page["path"] for page in pages)]:
             with suppress(FileNotFoundError):
                 await obstore.delete_async(self.objects, path)
+
+
+def os_error(error: BaseError) -> int | None:
+    """The operating system's error number, which obstore gives in its message alone."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def ids_in(folder: Path) -> list[str]:

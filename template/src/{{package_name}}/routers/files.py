@@ -16,10 +16,10 @@ from starlette.formparsers import MultiPartParser
 
 from ..dependencies import DeadlineDep, FilesDep, SettingsDep
 from ..disconnect import until_disconnect
-from ..errors import APIError, documented
+from ..errors import DISK_FULL, APIError, documented, insufficient_storage, no_room
 from ..files.errors import FileNotFound, InvalidPdf, PdfTimeout, TooManyPdfs
 from ..files.pdf import PdfRenderer, is_pdf
-from ..files.store import CHUNK_SIZE, FILE_ID, Download, StoredFile
+from ..files.store import CHUNK_SIZE, FILE_ID, Download, StoredFile, os_error
 from ..schemas.files import File, FileList, UploadPurpose
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ async def translate_errors() -> AsyncIterator[None]:
         ) from error
     except StoreError as error:
         logger.exception("the file store failed")
+        if os_error(error) in DISK_FULL:
+            raise insufficient_storage() from error
         raise APIError(
             status.HTTP_503_SERVICE_UNAVAILABLE,
             "The file store cannot be reached or does not work.",
@@ -149,6 +151,7 @@ async def upload_file(
     async with AsyncExitStack() as resources:
         pages = None
         if convert_pdf:
+            move_to_disk(file)
             renderer: PdfRenderer = request.app.state.pdf_renderer
             pages = await resources.enter_async_context(renderer.render(file.file, pdf_dpi))
         work = files.save(
@@ -230,6 +233,14 @@ def timed_out(message: str) -> APIError:
         code="timeout",
         headers={"x-should-retry": "false"},  # it would take as long again
     )
+
+
+def move_to_disk(file: UploadFile) -> None:
+    """A small upload is in memory alone, where another process cannot read it."""
+    try:
+        file.file.fileno()
+    except OSError as error:
+        raise no_room(error) from None
 
 
 async def chunks_of(file: UploadFile) -> AsyncIterator[bytes]:
