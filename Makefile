@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NODE_MODULES := tests/node/node_modules/.installed
+OLDER_CLIENT := tests/clients/.venv
 CHROMIUM ?= /usr/bin/chromium
 export CHROMIUM
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: test lint examples demo speed bench release clean
 
-test: lint $(NODE_MODULES) $(CHROMIUM)
+test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM)
 	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
@@ -47,6 +48,13 @@ $(INSTALLED): pyproject.toml constraints.txt generated_examples/full/pyproject.t
 		./generated_examples/full --group generated_examples/full/pyproject.toml:dev
 	touch $@
 
+# The tests call the generated service through this version of OpenAI's client, too.
+$(OLDER_CLIENT)/.installed: tests/clients/requirements.txt | $(INSTALLED)
+	$(BIN)/python -m venv --without-pip $(OLDER_CLIENT)
+	$(BIN)/python -m pip --python $(OLDER_CLIENT)/bin/python install --quiet \
+		--requirement tests/clients/requirements.txt
+	touch $@
+
 $(NODE_MODULES): tests/node/package-lock.json
 	@command -v npm >/dev/null || { echo "make test needs node and npm: install them first." >&2; exit 1; }
 	npm ci --prefix tests/node
@@ -61,4 +69,4 @@ $(CHROMIUM):
 		apt-get install --quiet --yes --no-install-recommends chromium
 
 clean:
-	rm -rf $(VENV) tests/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDER_CLIENT) tests/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

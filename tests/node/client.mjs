@@ -1,14 +1,40 @@
-// The service at argv[2] through OpenAI's own client; prints what it did, fails on anything odd.
+// A service through OpenAI's own client: prints each step that it did, and fails on anything odd.
+// OPENAI_BASE_URL and OPENAI_API_KEY say where the service is and how to get in.
 
 import assert from "node:assert/strict";
 import OpenAI, { toFile } from "openai";
 
-const api = new OpenAI({ baseURL: `${process.argv[2]}/v1`, apiKey: "unused", maxRetries: 0 });
+const api = new OpenAI({ maxRetries: 0 });
 const hello = {
   model: "tiny-chat",
   messages: [{ role: "user", content: "hello" }],
   max_tokens: 8,
   temperature: 0,
+};
+const call = {
+  ...hello,
+  tools: [
+    {
+      type: "function",
+      function: {
+        name: "get_weather",
+        parameters: {
+          type: "object",
+          properties: {
+            place: { type: "string", maxLength: 8 },
+            unit: { enum: ["celsius", "fahrenheit"] },
+          },
+          required: ["place", "unit"],
+          additionalProperties: false,
+        },
+      },
+    },
+  ],
+  tool_choice: "required",
+  parallel_tool_calls: false,
+  max_tokens: 300,
+  temperature: 1,
+  seed: 1,
 };
 
 const steps = {
@@ -33,6 +59,36 @@ const steps = {
     }
     assert.equal(text, answer.choices[0].message.content);
     assert.deepEqual(usage, answer.usage);
+  },
+
+  // The client itself adds up the deltas.
+  async tools() {
+    const [whole] = (await api.chat.completions.create(call)).choices;
+    const stream = api.chat.completions.stream(call);
+    const deltas = [];
+    stream.on("tool_calls.function.arguments.delta", (event) => deltas.push(event.arguments_delta));
+    const [streamed] = (await stream.finalChatCompletion()).choices;
+    assert.equal(streamed.finish_reason, "tool_calls");
+    assert.equal(streamed.message.tool_calls.length, 1);
+    const { id, function: called } = streamed.message.tool_calls[0];
+    assert.ok(id);
+    assert.equal(called.name, "get_weather");
+    assert.equal(called.arguments, whole.message.tool_calls[0].function.arguments);
+    assert.deepEqual(Object.keys(JSON.parse(called.arguments)), ["place", "unit"]);
+    assert.ok(deltas.length > 6);
+    assert.equal(deltas.join(""), called.arguments);
+  },
+
+  // A call that max_tokens cut off goes back, as a loop of calls and results sends it.
+  async history() {
+    const [cut] = (await api.chat.completions.create({ ...call, max_tokens: 40 })).choices;
+    assert.equal(cut.finish_reason, "length");
+    const [{ id, function: called }] = cut.message.tool_calls;
+    assert.throws(() => JSON.parse(called.arguments), SyntaxError);
+    const result = { role: "tool", tool_call_id: id, content: "Error: invalid JSON" };
+    const messages = [...hello.messages, cut.message, result];
+    const [again] = (await api.chat.completions.create({ ...call, messages })).choices;
+    assert.equal(again.message.tool_calls.length, 1);
   },
 
   async embeddings() {
@@ -66,16 +122,25 @@ const steps = {
 
   // Without OpenAI's envelope the client's message would be "400 status code (no body)".
   async errors() {
+    const create = (change) => api.chat.completions.create({ ...hello, ...change });
+    const stranger = new OpenAI({ apiKey: "sk-wrong", maxRetries: 0 });
+    const long = [{ role: "user", content: "word ".repeat(20_000) }];
+    const { AuthenticationError, BadRequestError, NotFoundError } = OpenAI;
+    const unknown = [NotFoundError, 404, "model_not_found", "unknown"];
     const refusals = [
-      [() => api.chat.completions.create({ ...hello, max_tokens: 0 }), 400, "max_tokens"],
-      [() => api.chat.completions.create({ ...hello, model: "unknown" }), 404, "unknown"],
-      [() => api.get("/nowhere"), 404, "/v1/nowhere"],
-      [() => api.delete("/models"), 405, "Method Not Allowed"],
+      [() => stranger.models.list(), AuthenticationError, 401, "invalid_api_key", "key"],
+      [() => create({ model: "unknown" }), ...unknown],
+      [() => create({ model: "unknown", stream: true }), ...unknown],
+      [() => create({ max_tokens: 0 }), BadRequestError, 400, "invalid_value", "max_tokens"],
+      [() => create({ messages: long }), BadRequestError, 400, "context_length_exceeded", "2048"],
+      [() => api.get("/nowhere"), NotFoundError, 404, null, "/v1/nowhere"],
+      [() => api.delete("/models"), OpenAI.APIError, 405, null, "Method Not Allowed"],
     ];
-    for (const [call, status, word] of refusals) {
-      await assert.rejects(call, (error) => {
-        assert.ok(error instanceof OpenAI.APIError);
+    for (const [send, kind, status, code, word] of refusals) {
+      await assert.rejects(send, (error) => {
+        assert.equal(error.constructor, kind);
         assert.equal(error.status, status);
+        assert.equal(error.code, code);
         assert.ok(error.message.startsWith(`${status} `), error.message);
         assert.ok(error.message.includes(word), error.message);
         assert.ok(!error.message.includes("no body"), error.message);
