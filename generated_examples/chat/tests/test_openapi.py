@@ -35,7 +35,8 @@ def document() -> dict[str, Any]:
         for operation in path.values():
             del operation["responses"]["default"]  # a status that is not listed is a failure
     schemas = document["components"]["schemas"]  # nobody guesses the name of a model
-    schemas["ChatRequest"]["properties"]["model"]["enum"] = ["tiny-chat"]
+    for name in ("ChatRequest", "CompletionRequest"):
+        schemas[name]["properties"]["model"]["enum"] = ["tiny-chat"]
     return document
 
 

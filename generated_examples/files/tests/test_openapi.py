@@ -2,6 +2,8 @@
 allows and much of what it does not, answers as it says.
 """
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -59,9 +61,17 @@ def test_every_operation_answers_as_documented(case: Case, app: FastAPI) -> None
     case.call_and_validate()
 
 
-def test_files_are_there_from_their_upload_to_their_deletion(app: FastAPI) -> None:
+def test_files_are_there_from_their_upload_to_their_deletion(
+    tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
     files = schema.include(path_regex="^/v1/files")
-    files.app = app
+    files.app = make_app(**tiny_settings | {"files_url": tmp_path.as_uri()})
+
+    class Scenario(files.as_state_machine()):
+        def setup(self) -> None:
+            # None of the files of an earlier scenario: hypothesis repeats each to the letter.
+            shutil.rmtree(tmp_path / "meta", ignore_errors=True)
+
     settings = hypothesis.settings(
         max_examples=RANDOM_EXAMPLES,
         stateful_step_count=10,
@@ -70,4 +80,4 @@ def test_files_are_there_from_their_upload_to_their_deletion(app: FastAPI) -> No
         deadline=None,
         suppress_health_check=list(hypothesis.HealthCheck),  # machines are slow at times
     )
-    files.as_state_machine().run(settings=settings)
+    Scenario.run(settings=settings)

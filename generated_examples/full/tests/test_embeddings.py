@@ -92,6 +92,7 @@ def test_dimensions_shorten_and_normalise(api: OpenAI) -> None:
         ({"input": ["a"] * 3000}, "input"),
         ({"input": "a", "dimensions": 17}, "dimensions"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
+        ({"input": "a", "dimensions": True}, "dimensions"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
     ],
 )

@@ -198,8 +198,10 @@ class PromptEncoder:
         text.encode()  # a template may read fields that nobody has checked
         return text
 
-    def token(self, id_: int) -> str:
-        """How the tokenizer writes a token"""
+    def token(self, id_: int) -> str | None:
+        """How the tokenizer writes a token; None if it has none of this number."""
+        if id_ >= len(self._tokenizer):  # which the client may have sent, however large
+            return None
         return str(self._tokenizer.convert_ids_to_tokens(id_))
 
     def _render(self, conversation: Conversation, with_head: bool) -> str:

@@ -41,7 +41,9 @@ class EmbeddingsRequest(APIRequest):
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="Numbers, or little-endian float32 in base64"
     )
-    dimensions: int | None = Field(None, ge=1, description="Keep only the first so many numbers")
+    dimensions: StrictInt | None = Field(
+        None, ge=1, description="Keep only the first so many numbers"
+    )
 
     @property
     def inputs(self) -> list[str] | list[list[int]]:

@@ -252,17 +252,16 @@ class ChatModel(Model):
         ]
 
     def _check_known(self, prompt: Sequence[int], param: str) -> None:
-        """Raises InvalidInput for a token of the tokenizer's that the model does not have.
+        """Raises InvalidInput for a token of the client's, or the tokenizer's, that the model lacks.
 
         In a batch it would fail every request, on a GPU end the process.
         """
-        highest = max(prompt, default=0)
-        if highest >= self._engine.vocabulary:
-            raise InvalidInput(
-                f"The {param} contain {self._prompts.token(highest)!r} (token {highest}), "
-                f"which the model does not know: it has {self._engine.vocabulary} tokens.",
-                param,
-            )
+        highest, vocabulary = max(prompt, default=0), self._engine.vocabulary
+        if highest >= vocabulary:
+            text = self._prompts.token(highest)
+            token = f"token {highest}" if text is None else f"token {highest}, {text!r},"
+            message = f"{param}: the {token} is not among the {vocabulary} tokens of the model"
+            raise InvalidInput(message, param)
 
     def _max_tokens(self, prompt: Sequence[int], options: ChatOptions, param: str) -> int:
         """Raises InvalidInput when prompt and answer do not fit the model or its KV cache."""
