@@ -1,11 +1,18 @@
 """POST /v1/completions through the official client, strictly validated."""
 
+import re
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
 from starlette.testclient import TestClient
+from tokenizers.processors import TemplateProcessing
+
+from chat_server.models.prompt import PromptEncoder
+from chat_server.schemas.chat import ChatRequest
+from chat_server.schemas.completions import CHAT_ONLY, CompletionRequest
+from chat_server.schemas.generation import HINTS, UNSUPPORTED
 
 from .tiny_chat import build_tokenizer
 
@@ -76,6 +83,83 @@ def test_what_load_generators_and_harnesses_send(api: OpenAI) -> None:
     assert ask(api, extra_body={"guided_choice": ["yes", "no"]}).choices[0].text in ("yes", "no")
 
 
+def one_token(text: str) -> int:
+    (token,) = build_tokenizer().encode(text, add_special_tokens=False)
+    return int(token)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"max_completion_tokens": 2, "logit_bias": {one_token("x"): 100}}, "xx"),
+        ({"stop_token_ids": [one_token("x")], "logit_bias": {one_token("x"): 100}}, ""),
+        ({"stop": "xxx", "logit_bias": {one_token("x"): 100}}, ""),
+        ({"structured_outputs": {"regex": "[0-9]{3}"}}, "[0-9]{3}"),
+        ({"guided_grammar": 'start: "hi" | "ho"'}, "hi|ho"),
+        ({"guided_json": '{"enum": [1, 23]}'}, "1|23"),
+        ({"response_format": {"type": "json_object", "schema": {"const": 1}}}, "1"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": 1}}}},
+            "1",
+        ),
+    ],
+)
+def test_fields_that_shape_the_answer(api: OpenAI, fields: dict[str, Any], pattern: str) -> None:
+    assert re.fullmatch(pattern, ask(api, extra_body=fields).choices[0].text)
+
+
+def test_sampling(api: OpenAI) -> None:
+    def text(**fields: Any) -> str:
+        return str(ask(api, max_tokens=12, extra_body=fields).choices[0].text)
+
+    greedy = text()
+    hot: dict[str, Any] = {"temperature": 2, "seed": 7}
+    assert text(**hot) == text(**hot) != text(**hot | {"seed": 8})
+    for narrow in ({"top_k": 1}, {"top_p": 0}, {"min_p": 1}):
+        assert text(**hot | narrow) == greedy
+    biased = {"logit_bias": {one_token("x"): 1}}
+    assert text(**biased) == "x" * 12
+    for penalty in ({"presence_penalty": 2}, {"frequency_penalty": 2}):
+        assert text(**biased | penalty) != "x" * 12
+    assert text(repetition_penalty=0.01) != greedy
+
+
+def test_special_tokens_are_the_client_s_choice() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|system|> $A", special_tokens=[("<|system|>", one_token("<|system|>"))]
+    )
+    for fields, start in (({}, "<|system|>"), ({"add_special_tokens": False}, "")):
+        asked = CompletionRequest.model_validate({"model": "m", "prompt": HELLO} | fields)
+        (prompt,) = asked.prompts()
+        assert tokenizer.decode(PromptEncoder(tokenizer, 100).encode(prompt)) == start + HELLO
+
+
+REFUSED = sorted({*UNSUPPORTED, *CHAT_ONLY} - CompletionRequest.model_fields.keys())
+NOTHING = {name: values[0] for name, values in {**UNSUPPORTED, **CHAT_ONLY}.items() if values}
+
+
+def test_no_field_of_chat_is_left_aside() -> None:
+    assert ChatRequest.model_fields.keys() <= {*CompletionRequest.model_fields, *REFUSED}
+
+
+def test_fields_that_ask_for_nothing_change_nothing(
+    api: OpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    nothing = {name: NOTHING.get(name) for name in REFUSED}
+    fields = {name: "x" for name in HINTS} | nothing
+    assert ask(api, extra_body=fields).choices[0].text == ask(api).choices[0].text
+    assert "ignored" not in caplog.text
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_fields_that_ask_for_what_is_not_there_are_refused(api: OpenAI, name: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(api, extra_body={name: ["something"]})
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["param"] == name
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
@@ -85,10 +169,13 @@ def test_what_load_generators_and_harnesses_send(api: OpenAI) -> None:
         ({"prompt": ""}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [300]}, "prompt"),
+        ({"prompt": [1, 2**64]}, "prompt"),
         ({"prompt": [[1], []]}, "prompt[1]"),
         ({"prompt": "word " * 2000}, "prompt"),
         ({"max_tokens": 3000}, "max_tokens"),
+        ({"max_tokens": 8, "extra_body": {"max_completion_tokens": 3000}}, "max_completion_tokens"),
         ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
         ({"prompt": None}, "prompt"),
     ],
 )

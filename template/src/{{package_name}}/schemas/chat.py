@@ -80,9 +80,6 @@ class ChatRequest(GenerationRequest):
     messages: list[ChatMessage] = Field(
         min_length=1, fail_fast=True, description="The conversation so far"
     )
-    max_completion_tokens: StrictInt | None = Field(
-        None, ge=1, description="The newer name of max_tokens; wins if both are given"
-    )
     logprobs: StrictBool | None = Field(None, description="Report each token's log probability")
     top_logprobs: StrictInt | None = Field(
         None, ge=0, le=20, description="With logprobs: how many alternatives to report"
@@ -152,9 +149,6 @@ class ChatRequest(GenerationRequest):
         options = self.generation_options()
         if self.logprobs:
             options["sampling"]["top_logprobs"] = self.top_logprobs or 0
-        if self.max_completion_tokens is not None:
-            options["max_tokens"] = self.max_completion_tokens
-            options["max_tokens_name"] = "max_completion_tokens"
         return ChatOptions(
             **options,
             tools=[

@@ -40,7 +40,7 @@ class APIRequest(BaseModel):
         for name in self.unsupported.keys() & extra.keys():
             if extra[name] not in (None, *self.unsupported[name]):
                 # It passes through pydantic, which would blame the request as a whole.
-                raise InvalidInput(f"{name}: is not supported by this service", name)
+                raise InvalidInput(f"{name}: is not supported by this endpoint", name)
         if unknown := sorted(extra.keys() - {*self.hints, *self.unsupported}):
             # Clients choose these names: as a list they are quoted, and the line stays short.
             names = [name[:64] for name in unknown[:10]]

@@ -3,7 +3,8 @@
 https://platform.openai.com/docs/api-reference/completions/create
 """
 
-from typing import Annotated, Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, StrictBool, StrictInt, model_validator
 
@@ -12,16 +13,31 @@ from ..models.params import AnswerForm, ChatOptions
 from ..models.prompt import RawPrompt
 from .base import Text
 from .chat import ResponseFormat, form_of
-from .generation import GenerationRequest
+from .generation import UNSUPPORTED, GenerationRequest
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's"""
 MOST_PROMPTS = 128
 
+CHAT_ONLY: Mapping[str, Sequence[object]] = {
+    "add_generation_prompt": (False,),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "messages": ([],),
+    "parallel_tool_calls": (True, False),
+    "reasoning_effort": ("none",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+}
+"""Fields of chat that mean nothing without messages, with the values that ask for nothing."""
+
 Tokens = Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 
 
 class CompletionRequest(GenerationRequest):
+    unsupported: ClassVar[Mapping[str, Sequence[object]]] = {**UNSUPPORTED, **CHAT_ONLY}
+
     prompt: (
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
@@ -59,7 +75,7 @@ class CompletionRequest(GenerationRequest):
 
     def options(self) -> ChatOptions:
         options = self.generation_options()
-        options["max_tokens"] = self.max_tokens or DEFAULT_MAX_TOKENS
+        options["max_tokens"] = options["max_tokens"] or DEFAULT_MAX_TOKENS
         if self.logprobs is not None:
             options["sampling"]["top_logprobs"] = self.logprobs
         return ChatOptions(**options)

@@ -39,6 +39,7 @@ UNSUPPORTED: Mapping[str, Sequence[object]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "moderation": (),
+    "prompt": ("", []),
     "web_search_options": (),
     # vLLM
     "add_special_tokens": (False,),
@@ -162,6 +163,9 @@ class GenerationRequest(APIRequest):
     stream_options: StreamOptions | None = Field(None, description="Only with stream")
     n: StrictInt | None = Field(None, ge=1, le=128, description="How many answers")
     max_tokens: StrictInt | None = Field(None, ge=1, description="Longest answer in tokens")
+    max_completion_tokens: StrictInt | None = Field(
+        None, ge=1, description="The newer name of max_tokens; wins if both are given"
+    )
     min_tokens: StrictInt | None = Field(None, ge=0, description="Shortest answer in tokens")
     ignore_eos: StrictBool | None = Field(None, description="Go on to max_tokens in any case")
     stop: Text | Annotated[list[Text], Field(max_length=4, fail_fast=True)] | None = Field(
@@ -252,9 +256,11 @@ class GenerationRequest(APIRequest):
         if self.top_k == -1:
             sampling["top_k"] = 0
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        newer = self.max_completion_tokens is not None
         return {
             "sampling": sampling,
-            "max_tokens": self.max_tokens,
+            "max_tokens": self.max_completion_tokens if newer else self.max_tokens,
+            "max_tokens_name": "max_completion_tokens" if newer else "max_tokens",
             "seed": self.seed,
             "stop": tuple(stop for stop in stops if stop),
             "n": self.n or 1,
