@@ -1,18 +1,9 @@
 // The page at argv[2] in a real browser: prints what a person sees there, and what went wrong.
 
 import { pathToFileURL } from "node:url";
-import { chromium } from "playwright-core";
+import { openPage } from "./browser.mjs";
 
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  args: ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"],
-});
-const page = await browser.newPage();
-const problems = [];
-const requests = [];
-page.on("console", (message) => problems.push(message.text()));
-page.on("pageerror", (error) => problems.push(String(error)));
-page.on("request", (request) => requests.push(request.url()));
+const { browser, page, problems, requests } = await openPage();
 await page.goto(pathToFileURL(process.argv[2]).href);
 
 const rows = await page.locator("tbody tr").evaluateAll((found) =>
