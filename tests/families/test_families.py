@@ -105,9 +105,7 @@ def test_answers_equal_generate_alone_and_together(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    "family", ["llama", "qwen3_moe", "gemma3_text", "gpt_oss", "cohere"]
-)
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma3_text", "gpt_oss", "cohere"])
 def test_rounding_is_no_reason(family: str, dtype: torch.dtype, package: SimpleNamespace) -> None:
     settings = package.Settings(_env_file=None, kv_cache_tokens=4096)
     for seed in range(3):
