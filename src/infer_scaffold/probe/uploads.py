@@ -16,7 +16,7 @@ from infer_scaffold.probe.target import Reply, Target, broken, short
 _CONTENT = bytes(range(256)) * 64 + "größe\n".encode()
 _NAME = "probe größe.bin"
 _ANNOUNCED = 1 << 40  # bytes, which no limit allows
-_PATIENCE = 10.0  # seconds until a body that is announced has to be refused
+_PATIENCE = 5.0  # seconds until a body that is announced has to be refused
 _SENT = 1 << 30  # bytes, at most, where the limit is looked for by sending
 _BODY = 1 << 16  # bytes of an answer that are read
 _PIECE = bytes(1 << 20)
