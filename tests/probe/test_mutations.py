@@ -39,6 +39,8 @@ class Mutation:
     asked: str
     change: Change | None
     settings: dict[str, Any] = field(default_factory=dict)
+    endpoints: tuple[str, ...] = ("chat", "health")
+    """The endpoints of the service: one without models starts in a second."""
     destructive: bool = False
     tries: int = 1
     """How often to ask: what is a matter of time may not show while the machine does more."""
@@ -60,6 +62,9 @@ READ_WHOLE = """
 """
 LIMITLESS = {"max_upload_size": 10**13}
 
+EMBEDDINGS = ("embeddings", "health")
+FILES = ("files", "health")
+
 MUTATIONS = [
     Mutation(
         "the route blocks",
@@ -69,6 +74,7 @@ MUTATIONS = [
             "routers/embeddings.py",
             ("    async with reg", "    __import__('time').sleep(2)\n    async with reg"),
         ),
+        endpoints=EMBEDDINGS,
     ),
     Mutation(
         "any encoding is taken",
@@ -79,12 +85,48 @@ MUTATIONS = [
             ('Literal["float", "base64"] | None = Field', "Any = Field"),
             ("ClassVar, Literal", "Any, ClassVar"),
         ),
+        endpoints=EMBEDDINGS,
     ),
     Mutation(
         "errors are FastAPI's own",
-        {"no-json", "unknown-model", "unknown-route", "wrong-method"},
+        {"no-json", "content-type", "unknown-model", "unknown-route", "wrong-method"},
         "IS203",
         swap("app.py", ("    add_error_handlers(app)\n", "")),
+        endpoints=EMBEDDINGS,
+    ),
+    Mutation(
+        "the error for invalid JSON speaks of a dictionary",
+        {"no-json"},
+        "IS203",
+        swap(
+            "errors.py",
+            (
+                "        message = f\"The body is not valid JSON: {problem['ctx']['error']}.\"\n",
+                "        message = 'Input should be a valid dictionary'\n",
+            ),
+        ),
+        endpoints=EMBEDDINGS,
+    ),
+    Mutation(
+        "the error for a wrong Content-Type speaks of an object",
+        {"content-type"},
+        "IS203",
+        swap("errors.py", ("if wanted := type_wanted(request, error.body):", "if wanted := '':")),
+        endpoints=EMBEDDINGS,
+    ),
+    Mutation(
+        "JSON without a Content-Type is read",
+        {"content-type"},
+        "IS203",
+        swap("app.py", ("FastAPI(", "FastAPI(strict_content_type=False, ")),
+        endpoints=EMBEDDINGS,
+    ),
+    Mutation(
+        "a gzip body is parsed as JSON",
+        {"content-encoding"},
+        "IS203",
+        swap("body.py", ('if encoding != "identity":', "if False:")),
+        endpoints=EMBEDDINGS,
     ),
     Mutation(
         "an empty message ends in an error",
@@ -105,12 +147,14 @@ MUTATIONS = [
                 'HTTP_400_BAD_REQUEST, message, param="model"',
             ),
         ),
+        endpoints=EMBEDDINGS,
     ),
     Mutation(
         "every key is accepted",
         {"wrong-key"},
         "IS203",
         swap("middleware.py", ('scheme.lower() == "bearer" and any(matches)', "True")),
+        endpoints=FILES,
     ),
     Mutation(
         "nobody says when to retry",
@@ -218,9 +262,17 @@ MUTATIONS = [
                 "                pass\n            stream",
             ),
         ),
+        {"max_batch_requests": 4},
         tries=3,
     ),
-    Mutation("there is no limit", {"upload-announced"}, "IS4", None, LIMITLESS),
+    Mutation(
+        "there is no limit",
+        {"upload-announced"},
+        "IS4",
+        None,
+        LIMITLESS,
+        endpoints=FILES,
+    ),
     Mutation(
         "an upload is read whole",
         {"upload-announced", "upload-streamed"},
@@ -231,18 +283,21 @@ MUTATIONS = [
         ),
         LIMITLESS,
         destructive=True,
+        endpoints=FILES,
     ),
     Mutation(
         "the purpose is a query",
         {"upload-form", "upload-round-trip"},
         "IS402",
         swap("routers/files.py", ("Form(description=", "Query(description=")),
+        endpoints=FILES,
     ),
     Mutation(
         "a deleted file stays",
         {"upload-round-trip"},
         "IS402",
         swap("routers/files.py", ("    await files.delete(file_id)\n", "")),
+        endpoints=FILES,
     ),
     Mutation(
         "an answer is called something else",
@@ -269,12 +324,14 @@ MUTATIONS = [
         {"embeddings-schema"},
         "IS501",
         swap("routers/embeddings.py", ("index=index", "index=0")),
+        endpoints=EMBEDDINGS,
     ),
     Mutation(
         "base64 is not understood",
         {"embeddings-base64"},
         "IS501",
         swap("routers/embeddings.py", ('if encoding == "float"', "if encoding")),
+        endpoints=EMBEDDINGS,
     ),
     Mutation(
         "a stream without text",
@@ -287,12 +344,14 @@ MUTATIONS = [
         {"health"},
         "IS701",
         swap("routers/health.py", ("    pid: int", "    number: int"), ("pid=os", "number=os")),
+        endpoints=FILES,
     ),
     Mutation(
         "nobody tells when it is ready",
         {"live-and-ready"},
         "IS701",
         swap("routers/health.py", ('"/ready"', '"/prepared"')),
+        endpoints=FILES,
     ),
     Mutation(
         "models are made anew at every question",
@@ -302,6 +361,7 @@ MUTATIONS = [
             "routers/models.py",
             ("created=registry.created", "created=int(__import__('time').time() * 1000)"),
         ),
+        endpoints=EMBEDDINGS,
     ),
     Mutation(
         "every name is a model",
@@ -311,6 +371,28 @@ MUTATIONS = [
             "routers/models.py",
             ("return card(registry.spec(model_id)", "return card(registry.specs[0]"),
         ),
+        endpoints=EMBEDDINGS,
+    ),
+    Mutation(
+        "idle connections are closed after 5 s",
+        {"keep-alive"},
+        "IS101",
+        None,
+        {"keep_alive_seconds": 5},
+        endpoints=FILES,
+    ),
+    Mutation(
+        "Keep-Alive announces a timeout of 5 s",
+        {"keep-alive"},
+        "IS101",
+        swap(
+            "__main__.py",
+            (
+                "        log_config=",
+                "        headers=[('Keep-Alive', 'timeout=5')],\n        log_config=",
+            ),
+        ),
+        endpoints=FILES,
     ),
     Mutation(
         "it says that it is ready while it leaves",
@@ -324,15 +406,14 @@ MUTATIONS = [
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.title)
 def test_the_questions_that_should_notice_do(mutation: Mutation, boot: Boot) -> None:
-    server = boot({}, mutation.change, api_keys="sk-tests", **mutation.settings)
-    options = Options(
-        key="sk-tests", timeout=15, pid=server.process.pid, destructive=mutation.destructive
-    )
+    answers = {"endpoints": list(mutation.endpoints)}
+    server = boot(answers, mutation.change, api_keys="sk-tests", **mutation.settings)
+    options = Options(key="sk-tests", pid=server.process.pid, destructive=mutation.destructive)
     codes = matching([mutation.asked], [])
     failed: list[Answer] = []
     for _ in range(mutation.tries):
-        answers = asyncio.run(probe(server.url, options, codes))
-        failed = [answer for answer in answers if answer.verdict is Verdict.FAIL]
+        told = asyncio.run(probe(server.url, options, codes))
+        failed = [answer for answer in told if answer.verdict is Verdict.FAIL]
         if failed:
             break
 

@@ -45,6 +45,7 @@ CHAT = STREAMS | {"chat-schema", "cut-off-calls", "context-overflow", "overload"
 EMBEDDINGS = {"embeddings-schema", "embeddings-base64"}
 FILES = {question.name for question in uploads.QUESTIONS}
 BOTH = {"free-loop", "validation", "no-json", "no-500", "unknown-model", "openai-python", "model"}
+BOTH |= {"content-type", "content-encoding"}
 
 
 def skipped_without(variant: Answers) -> set[str]:

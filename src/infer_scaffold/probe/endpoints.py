@@ -1,13 +1,17 @@
 """Every endpoint: what it refuses and how, and whether it keeps the event loop free."""
 
 import asyncio
+import gzip
+import json
+import re
 import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 from infer_scaffold.probe import envelope
 from infer_scaffold.probe.model import Question, Skip
-from infer_scaffold.probe.target import TELL_STORY, Reply, Target
+from infer_scaffold.probe.target import TELL_STORY, Reply, Target, describe
 
 _BUSY = 4  # streams while health is asked
 _OFTEN = 0.05  # seconds between two of these questions
@@ -70,7 +74,14 @@ _ODD_EMBEDDINGS: tuple[dict[str, Any], ...] = (
     {"input": "\x00"},
     {"user": _DEEP},
 )
-_NO_JSON = (b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"{" * 500, b'{"model": NaN}')
+# Types that a client sends JSON with by mistake; None is no Content-Type at all. curl's `-d` says
+# that it is a form, and any web page may send a form or plain text here without being asked.
+_OTHER_TYPES = ("text/plain", "application/x-www-form-urlencoded", None)
+_NAMES_TYPE = re.compile(r"content[- ]type|media[- ]type|mimetype|application/json", re.IGNORECASE)
+_NAMES_JSON = re.compile(r"json|pars(e|ing)|empty|no body", re.IGNORECASE)
+_NAMES_ENCODING = re.compile(r"encoding|gzip|compress", re.IGNORECASE)
+_NO_JSON = (b"", b"{", b"{" * 500)
+_NO_OBJECT = (b"[]", b"null", b'"text"', b"\xff\xfe", b'{"model": NaN}')
 
 
 def _bodies(target: Target) -> list[tuple[str, dict[str, Any]]]:
@@ -147,8 +158,43 @@ async def _validation(target: Target) -> None:
 async def _no_json(target: Target) -> None:
     kind = {"content-type": "application/json"}
     for path, _ in _bodies(target):
-        for content in _NO_JSON:
+        for content in _NO_OBJECT:
             envelope.require(await target.send("POST", path, content, headers=kind), 400, 422)
+        for content in _NO_JSON:
+            reply = await target.send("POST", path, content, headers=kind)
+            _require_named(reply, _NAMES_JSON, "JSON, which the body is not")
+
+
+async def _content_type(target: Target) -> None:
+    for path, body in _bodies(target):
+        content = json.dumps(body).encode()
+        for kind in _OTHER_TYPES:
+            headers = {"content-type": kind} if kind else {}
+            reply = await target.send("POST", path, content, headers=headers)
+            sent = f"with {f'content-type: {kind}' if kind else 'no content-type'}"
+            reply = replace(reply, request=f"{describe('POST', path, body)} {sent}")
+            _require_named(reply, _NAMES_TYPE, "the Content-Type that is wanted")
+
+
+async def _content_encoding(target: Target) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    for path, body in _bodies(target):
+        content = json.dumps(body).encode()
+        for packed in (True, False):
+            given = gzip.compress(content) if packed else content
+            reply = await target.send("POST", path, given, headers=headers)
+            if packed and reply.status == 200:
+                continue  # unpacked, as the header says
+            sent = f"{'packed' if packed else 'as it is'}, with content-encoding: gzip"
+            reply = replace(reply, request=f"{describe('POST', path, body)} {sent}")
+            _require_named(reply, _NAMES_ENCODING, "the Content-Encoding that is not read")
+
+
+def _require_named(reply: Reply, pattern: re.Pattern[str], wanted: str) -> None:
+    """Raise Unmet if a reply is not a client error whose message has the pattern."""
+    error = envelope.require(reply, 400, 415, 422)
+    if not pattern.search(error["message"]):
+        raise reply.unmet(f"a message that names {wanted}")
 
 
 async def _no_500(target: Target) -> None:
@@ -215,6 +261,10 @@ QUESTIONS = (
     Question("IS201", "free-loop", "Health answers while models work.", _free_loop),
     Question("IS202", "validation", "A field that is wrong is refused by name.", _validation),
     Question("IS203", "no-json", "A body that is no JSON object is refused.", _no_json),
+    Question("IS203", "content-type", "JSON under another Content-Type is refused.", _content_type),
+    Question(
+        "IS203", "content-encoding", "A packed body is unpacked, or refused.", _content_encoding
+    ),
     Question("IS203", "unknown-model", "A model that there is not is a 404.", _unknown_model),
     Question("IS203", "unknown-route", "A route that there is not is a 404.", _unknown_route),
     Question("IS203", "wrong-method", "A wrong method is a 405.", _wrong_method),

@@ -1,6 +1,14 @@
 """All questions. What changes the service comes last."""
 
-from infer_scaffold.probe import endpoints, health, lifecycle, schemas, streaming, uploads
+from infer_scaffold.probe import (
+    connections,
+    endpoints,
+    health,
+    lifecycle,
+    schemas,
+    streaming,
+    uploads,
+)
 from infer_scaffold.probe.model import Question
 
 _ALL: tuple[Question, ...] = (
@@ -9,6 +17,7 @@ _ALL: tuple[Question, ...] = (
     *uploads.QUESTIONS,
     *schemas.QUESTIONS,
     *health.QUESTIONS,
+    *connections.QUESTIONS,  # late: the others are asked while its connection is idle
     *lifecycle.QUESTIONS,
 )
 QUESTIONS = tuple(sorted(_ALL, key=lambda question: (question.destructive, question is _ALL[-1])))

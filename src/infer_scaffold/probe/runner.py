@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import httpx2
 
 from infer_scaffold import __version__
 from infer_scaffold.errors import UserError
-from infer_scaffold.probe import health, uploads
+from infer_scaffold.probe import connections, health, uploads
 from infer_scaffold.probe.model import Answer, Question, Skip, Unmet, Verdict
 from infer_scaffold.probe.questions import QUESTIONS
 from infer_scaffold.probe.sse import from_json
@@ -52,11 +52,13 @@ async def probe(
     answers = []
     end = asyncio.get_running_loop().time() + options.longest
     async with _target(url, options, end) as target:
+        idle = connections.left_idle(target) if connections.KEEP_ALIVE in asked else nullcontext()
         try:
-            for question in asked:
-                answer = await _ask_until(end, question, target, options.longest)
-                answers.append(answer)
-                tell(answer)
+            async with idle:
+                for question in asked:
+                    answer = await _ask_until(end, question, target, options.longest)
+                    answers.append(answer)
+                    tell(answer)
         finally:
             with suppress(Unmet, TimeoutError):  # It may have left.
                 async with asyncio.timeout(_CLEANING):
