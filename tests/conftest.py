@@ -1,4 +1,4 @@
-"""What several test modules need."""
+"""Fixtures that several test modules share."""
 
 import importlib.util
 import signal
@@ -19,7 +19,7 @@ from tests.server import Server
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of the command line left on the terminal."""
+    """The exit code and output of a run of the command line."""
 
     code: object
     out: str
@@ -31,7 +31,7 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture(autouse=True)
 def _no_personal_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test depend on the git settings, or the repository, of whoever runs it."""
+    """Isolate the tests from the git settings and the repository of the user."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     for role in ("AUTHOR", "COMMITTER"):

@@ -11,7 +11,7 @@ from tests.conftest import Outcome
 
 MEMORY = 2 << 30  # bytes of address space
 SECONDS = 60
-# root may read everything; a test of what nobody may read must not.
+# root may read everything; tests of unreadable files need a process without that privilege.
 _NO_PRIVILEGE = (
     ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
     if os.geteuid() == 0 and shutil.which("setpriv")

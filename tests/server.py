@@ -51,11 +51,11 @@ class Server:
         self._kill()
 
     def imported(self) -> set[str]:
-        """Every module that the process has imported so far."""
+        """The modules that the process has imported so far."""
         return set(IMPORTED.findall(self.log.read_text()))
 
     def messages(self) -> str:
-        """What the service itself has logged."""
+        """The log of the service, without the lines about imports."""
         lines = self.log.read_text().splitlines()
         return "\n".join(line for line in lines if not line.startswith("import time:"))
 

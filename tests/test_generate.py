@@ -24,7 +24,7 @@ def new(path: Path, answers: Answers = MINIMAL, *, repository: bool = True) -> g
 
 
 def git_out(folder: Path, *arguments: str) -> str:
-    """What git says in `folder`, without its last line break."""
+    """The output of git in `folder`, without its last line break."""
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -259,7 +259,7 @@ def test_git_is_not_asked_about_every_file(tmp_path: Path) -> None:
 
 
 class TestCopierItself:
-    """What people do with the template and plain copier, without `--trust`."""
+    """Render the template with plain copier, without `--trust`."""
 
     @pytest.fixture
     def released(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -11,7 +11,7 @@ from infer_scaffold.errors import UserError
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """What is in the template in `folder`: path, mode and content."""
+    """The files of the template in `folder`: path, mode and content."""
     return {
         path.relative_to(folder).as_posix(): (path.stat().st_mode, path.read_bytes())
         for path in folder.rglob("*")

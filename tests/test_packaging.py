@@ -1,4 +1,4 @@
-"""What is shipped: the template, whole, in the sdist and in a wheel built from it."""
+"""The distributions: the whole template in the sdist and in a wheel built from it."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ CACHES = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
 
 
 def template_files() -> set[str]:
-    """What a wheel must hold, relative to the folder of the template."""
+    """The files that a wheel must have, relative to the folder of the template."""
     paths = [path for path in (ROOT / "template").rglob("*") if path.is_file()]
     files = {path.relative_to(ROOT).as_posix() for path in paths if not CACHES & {*path.parts}}
     return files | {"copier.yml", "reserved.jinja"}

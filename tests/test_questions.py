@@ -27,7 +27,7 @@ def reserved_lists() -> list[list[str]]:
 
 
 def reserved() -> set[str]:
-    """Every name of reserved.jinja."""
+    """The names in reserved.jinja."""
     return {name for part in reserved_lists() for name in part}
 
 

@@ -14,7 +14,7 @@ FORK = "https://git.example/platform/infer-scaffold.git"
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a person's config.toml belongs, on this system."""
+    """The path of a user's config.toml on this system."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CONFIG_DIRS", str(tmp_path / "machine"))
     file = template.config_files()[0]

@@ -11,7 +11,7 @@ from infer_scaffold.errors import UserError
 
 
 class Severity(StrEnum):
-    """How much a service suffers where a pattern is missing."""
+    """The severity of a missing pattern."""
 
     HIGH = "High"
     MEDIUM = "Medium"
@@ -20,7 +20,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Pattern:
-    """One pattern. The code is its name for ever: files of teams mention it.
+    """One pattern. Its code never changes: baselines and settings of teams mention it.
 
     `wrong` and `right` are excerpts of Python.
     """

@@ -1,4 +1,4 @@
-"""The command line: options in, lines out. What the commands do is in the other modules."""
+"""The command line: options in, lines out. The other modules implement the commands."""
 
 import datetime
 import inspect
@@ -193,7 +193,7 @@ def update(
 
 
 class Format(StrEnum):
-    """What `status` prints."""
+    """The output formats of `status`."""
 
     TEXT = "text"
     JSON = "json"
@@ -229,7 +229,7 @@ def status(
 
 
 class Layout(StrEnum):
-    """What `check` prints."""
+    """The output formats of `check`."""
 
     TEXT = "text"
     JSON = "json"
@@ -299,7 +299,7 @@ def check(
 
 
 class Report(StrEnum):
-    """What `probe` prints."""
+    """The output formats of `probe`."""
 
     TEXT = "text"
     JSON = "json"
@@ -476,7 +476,7 @@ def _check_current_folder() -> None:
 
 @contextmanager
 def _reporting(done: str) -> Iterator[None]:
-    """Print about work that is done; where that fails, say at least so much."""
+    """Raise a UserError that says what is done when printing about it fails."""
     try:
         yield
     except BrokenPipeError:
@@ -488,12 +488,12 @@ def _reporting(done: str) -> Iterator[None]:
 
 
 def _complain(message: str) -> None:
-    with suppress(OSError):  # There is nowhere else to say it.
+    with suppress(OSError):  # Standard error is the last resort.
         typer.echo(visible(" ".join(message.split())), err=True)
 
 
 def _drop_what_cannot_be_printed() -> None:
-    """Let Python's own flush at the end, which would print a traceback, find nothing to do."""
+    """Discard unflushed output, for which Python would print a traceback at exit."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream.flush()

@@ -10,7 +10,7 @@ from pathlib import Path
 from infer_scaffold import git
 from infer_scaffold.errors import UserError
 
-# What a hosting service puts into a new repository.
+# Files that a hosting service puts into a new repository.
 _FILES = re.compile(r"\.gitignore|(README|LICEN[CS]E|COPYING)([-.].*)?", re.IGNORECASE)
 STAGING_PREFIX = ".infer-scaffold-"
 

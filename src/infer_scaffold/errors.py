@@ -1,4 +1,4 @@
-"""The one exception whose message is meant for the person at the keyboard."""
+"""The exception whose message the command line shows to its user."""
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""What each release fixed in generated services, by pattern: fixes.toml as data."""
+"""The fixes of each release in generated services, by pattern: fixes.toml as data."""
 
 import tomllib
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Fix:
 
     @property
     def severity(self) -> Severity:
-        """Say how much a service suffers without the fix."""
+        """Return the severity of the pattern that the fix belongs to."""
         return self.pattern.severity
 
 
@@ -42,5 +42,5 @@ def load(file: Path = FILE) -> list[Fix]:
 
 
 def missing(version: Version, newest: Version) -> list[Fix]:
-    """Return what a service of `version` gets by an update to `newest`, as released."""
+    """Return the fixes that an update from `version` to `newest` brings."""
     return [fix for fix in load() if fix.version is not None and version < fix.version <= newest]

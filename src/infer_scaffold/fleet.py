@@ -1,4 +1,4 @@
-"""How the services of a team stand: versions, fixes that they lack, files that were edited."""
+"""The status of a team's services: versions, missing fixes, edited files."""
 
 import dataclasses
 import gc
@@ -58,7 +58,7 @@ class Service:
 
     @property
     def needs_attention(self) -> bool:
-        """Say whether somebody should look at it soon."""
+        """Say whether the service needs attention soon."""
         return bool(self.severe or self.failing or self.error)
 
     @property
@@ -68,7 +68,7 @@ class Service:
 
     @property
     def urgency(self) -> int:
-        """Where it belongs in a list: 0 comes first."""
+        """The position in a list sorted by urgency: 0 comes first."""
         return 0 if self.needs_attention else 1 if self.is_late else 2
 
     @property
@@ -119,7 +119,7 @@ def _services(path: Path, depth: int) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class _Fleet:
-    """What all services are held against: the folder with each version's template."""
+    """The reference for all services: the folder with each version's template."""
 
     templates: Path
     released: tuple[Version, ...]
@@ -168,7 +168,7 @@ def _look(fleet: _Fleet, path: Path) -> Service:
     except UserError as error:
         problem = str(error)
     except Exception as error:
-        # Whatever is wrong with one service, it must not hide the others.
+        # An error in one service must not hide the others.
         problem = f"it cannot be judged ({type(error).__name__}: {error})"
     return Service(path, _name(path), error=problem.replace(f"{path}{os.sep}", ""))
 
@@ -270,7 +270,7 @@ def _contained(source: "_Source", tree: "_Tree", claimed: int) -> tuple[int, lis
 
 @dataclass
 class _Source:
-    """What each version of the template renders for one service."""
+    """The renderings of each version of the template for one service."""
 
     fleet: _Fleet
     path: Path
@@ -284,7 +284,7 @@ class _Source:
             try:
                 files = _renderer(folder).render(self.answers)
             except Exception as error:
-                # Answers that somebody edited may lead anywhere.
+                # Edited answers may cause any error.
                 raise UserError(f"its answers cannot be rendered ({error})") from error
             if any(".." in name.split("/") or name.startswith("/") for name in files):
                 raise UserError("its answers cannot be rendered (they lead out of the project)")
@@ -354,7 +354,7 @@ class _Tree:
 
 
 def _nearness(found: bytes | None, old: bytes | None, new: bytes) -> float:
-    """Whether a file is nearer to a new version of it (above 0) or to the old one (below 0).
+    """Return the similarity of a file to its new version (above 0) or its old one (below 0).
 
     By lines, without blanks around them: the share of those that the new version added, less the
     share of those that it removed. A file that is missing lacks the change.

@@ -21,7 +21,7 @@ _REFUSAL = re.compile(r"Validation error for question '(\w+)': (.*)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Rendered:
-    """The answers behind a rendering, and the names of those that had no bearing on it."""
+    """The answers of a rendering, and the names of those that had no effect on it."""
 
     answers: Mapping[str, Any]
     unused: frozenset[str]
@@ -233,7 +233,7 @@ class _Staging:
 def _staging(path: Path) -> Iterator[_Staging]:
     """Yield a folder that becomes `path` when the block succeeds, and vanishes when it fails.
 
-    The folder does not exist yet: whoever writes into it makes it, with missing parents. What is
+    The folder does not exist yet: the first write creates it, with missing parents. What is
     at `path` under the same names comes back when the block or the last step fails.
     """
     exists = path.is_dir()

@@ -1,4 +1,4 @@
-"""The few things that the tool asks of git."""
+"""The git commands that the tool runs, and their environment."""
 
 import os
 import re
@@ -11,8 +11,8 @@ from packaging.version import Version
 
 from infer_scaffold.errors import UserError
 
-# What git says of a person. Everything else in GIT_* describes another repository (a hook of
-# which may be running us) and would put our commit there.
+# The identity of the author and the settings files. Everything else in GIT_* describes another
+# repository, as in one of its hooks, and would put our commit there.
 _KEPT_ENVIRONMENT = {
     "GIT_AUTHOR_NAME",
     "GIT_AUTHOR_EMAIL",
@@ -23,7 +23,7 @@ _KEPT_ENVIRONMENT = {
     "GIT_CONFIG_NOSYSTEM",
 }
 
-# Nothing may depend on how a machine is set up: no signing key, no hooks, no housekeeping.
+# Independent of the machine's settings: no signing key, no hooks, no housekeeping.
 _SETTINGS = {
     "init.defaultBranch": "main",
     "commit.gpgSign": "false",

@@ -1,6 +1,6 @@
 """The three-way merge of an update: the old rendering, the owner's files and the new rendering.
 
-git merges; what is decided here is what an update means by it. Files that the owner has deleted
+git merges; this module applies the rules of an update. Files that the owner has deleted
 stay deleted, new files go to where the owner has moved their neighbours, and the owner's own files
 are left alone.
 """
@@ -17,7 +17,7 @@ from infer_scaffold.trees import OURS, Entries, Merged, Store
 
 
 class Clash(StrEnum):
-    """What an owner has to settle in the files of a conflict."""
+    """The kind of a conflict that the owner has to resolve."""
 
     LINES = (
         "Both you and the template changed the same lines of {files}; "

@@ -1,4 +1,4 @@
-"""What a generated project remembers of its making: its answers file."""
+"""The answers file of a generated project: template, version and answers."""
 
 import re
 from dataclasses import dataclass

@@ -46,7 +46,7 @@ class Question:
 
 
 def load(template: Path) -> list[Question]:
-    """Read the questions of a template, without the computed ones, which nobody answers."""
+    """Read the questions of a template, without the computed ones, which are not asked."""
     config = yaml.safe_load((template / "copier.yml").read_text(encoding="utf-8"))
     return [
         Question(

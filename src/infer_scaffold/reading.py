@@ -1,4 +1,4 @@
-"""Files that other people wrote: of any kind and size, or gone when they are read."""
+"""Reading of untrusted files: of any kind and size, or gone when they are read."""
 
 import os
 import stat
@@ -9,7 +9,7 @@ _NO_WAITING = getattr(os, "O_NONBLOCK", 0)  # Windows has none, and no pipes amo
 
 
 class Unreadable(Exception):  # noqa: N818 - what came of a file, as SyntaxError is
-    """A file whose content cannot be had; the message is the reason."""
+    """A file that cannot be read; the message is the reason."""
 
 
 def content(path: Path, limit: int = LIMIT) -> bytes:

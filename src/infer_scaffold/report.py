@@ -71,7 +71,7 @@ def version_text(service: Service) -> str:
 
 
 def notes(service: Service) -> str:
-    """Return what a row says beside its numbers: first what went wrong."""
+    """Return the note of a row, errors first."""
     older = len(service.older)
     found = [
         service.error,
@@ -83,7 +83,7 @@ def notes(service: Service) -> str:
 
 
 def summary(services: Sequence[Service], newest: Version) -> str:
-    """Say in one line how the fleet stands."""
+    """Return a summary of the fleet in one line."""
     behind = sum(bool(service.behind) for service in services)
     severe = sum(bool(service.severe) for service in services)
     unknown = sum(bool(service.error) for service in services)

@@ -1,7 +1,7 @@
 """Three-way merges of trees by git, apart from the repository whose objects they borrow.
 
-Bytes are merged, never decoded text. Files that a side moved are followed, and no setting of the
-person or the machine has a say.
+Bytes are merged, never decoded text. Files that a side moved are followed, and no git setting of
+the user or the machine applies.
 """
 
 import tempfile

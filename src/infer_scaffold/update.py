@@ -29,7 +29,7 @@ from infer_scaffold.questions import Answers, Question
 from infer_scaffold.trees import Entries, Store, quoted
 
 _OLDEST_GIT = Version("2.38")
-# What git keeps while something of a person's waits to be finished.
+# Files of git's during an unfinished merge, rebase or the like.
 _IN_PROGRESS = {
     "rebase-merge": "rebase",
     "rebase-apply": "rebase",
@@ -41,7 +41,7 @@ _IN_PROGRESS = {
 
 
 class Kind(StrEnum):
-    """What an update does to a file."""
+    """The effect of an update on a file."""
 
     ADDED = "added"
     CHANGED = "changed"
@@ -304,7 +304,7 @@ def _require_clean(work_tree: Path, path: Path) -> None:
 
 
 def _require_whole(work_tree: Path, path: Path, folder: str) -> None:
-    """Refuse a project of whose files git does not see what is in the work tree."""
+    """Refuse a project with files that git skips: sparse checkout, or assume-unchanged."""
     for line in git.output(work_tree, "ls-files", "-v", "-z", "--", folder).split("\0")[:-1]:
         mark, _, name = line.partition(" ")
         if mark == "S":
@@ -355,7 +355,7 @@ def _render(version: Version, answers: Answers, temporary: Path, name: str) -> N
 
 
 def _owned(temporary: Path) -> GitIgnoreSpec:
-    """Return the paths of files that are the owner's from the first day on."""
+    """Return the patterns of files that the template writes once and never updates."""
     patterns: list[str] = []
     for name in ("old-template", "new-template"):
         config = yaml.safe_load((temporary / name / "copier.yml").read_text(encoding="utf-8"))
@@ -375,7 +375,7 @@ def _changes(ours: Entries, outcome: Outcome) -> list[Change]:
 
 
 def _index_lines(prefix: str, stages: Mapping[str, Mapping[int, str]]) -> str:
-    """Return what makes git show the conflicts, as input of `git update-index`."""
+    """Return the input of `git update-index` with which git shows the conflicts."""
     lines = []
     for path, sides in stages.items():
         # Mode 0 takes away the one entry that the sides of a conflict replace.

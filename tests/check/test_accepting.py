@@ -1,4 +1,4 @@
-"""What a team accepts: settings in pyproject.toml, comments, and the baseline."""
+"""Accepted findings: settings in pyproject.toml, comments, and the baseline."""
 
 import json
 from pathlib import Path

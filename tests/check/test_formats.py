@@ -1,4 +1,4 @@
-"""What other programs read of a check: SARIF, GitHub's annotations, pre-commit's manifest."""
+"""Formats for other programs: SARIF, GitHub's annotations, pre-commit's manifest."""
 
 import json
 import subprocess

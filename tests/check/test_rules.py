@@ -1,4 +1,4 @@
-"""Every criterion of the checklist, met and not met, in code as people write it.
+"""The criteria of the checklist, each met and not met, in code as people write it.
 
 A case is a service of one or more files. `# !` marks the lines that the rule has to report, and a
 line without it must not be reported.

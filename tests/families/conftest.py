@@ -12,7 +12,7 @@ from tests.conftest import builders
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """What the tests use of a generated service for chat."""
+    """The parts of a generated service for chat that the tests use."""
     project = tmp_path_factory.mktemp("families") / "server"
     answers = {"project_name": "families-server", "endpoints": ["chat", "health"]}
     generate.render(answers, project)

@@ -1,4 +1,4 @@
-"""Every model family answers as `generate()` does, alone and beside others: batched or not."""
+"""Model families: each answers as `generate()` does, alone and beside others, batched or not."""
 
 import asyncio
 from contextlib import AsyncExitStack

@@ -1,4 +1,4 @@
-"""A pattern broken in a generated service: the questions that should notice do, and no others."""
+"""Mutations of a generated service: the questions about the broken pattern fail, no others."""
 
 import asyncio
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def swap(name: str, *pairs: tuple[str, str]) -> Change:
 
 @dataclass(frozen=True)
 class Mutation:
-    """What is broken, which questions have to notice, and among which."""
+    """One change of a service, the questions that have to fail, and the patterns asked about."""
 
     title: str
     noticed: set[str]
@@ -43,7 +43,7 @@ class Mutation:
     """The endpoints of the service: one without models starts in a second."""
     destructive: bool = False
     tries: int = 1
-    """How often to ask: what is a matter of time may not show while the machine does more."""
+    """Runs until one fails: a fault in timing may not show on a busy machine."""
 
 
 COLLECTED = """
@@ -157,7 +157,7 @@ MUTATIONS = [
         endpoints=FILES,
     ),
     Mutation(
-        "nobody says when to retry",
+        "a refusal has no Retry-After",
         {"overload"},
         "IS203",
         swap("errors.py", ('headers={"Retry-After": str(error.retry_after)},', "")),
@@ -340,14 +340,14 @@ MUTATIONS = [
         swap("routers/chat_stream.py", ("content=chunk.text or None", "content=None")),
     ),
     Mutation(
-        "health hides its process",
+        "health has no process id",
         {"health"},
         "IS701",
         swap("routers/health.py", ("    pid: int", "    number: int"), ("pid=os", "number=os")),
         endpoints=FILES,
     ),
     Mutation(
-        "nobody tells when it is ready",
+        "there is no readiness endpoint",
         {"live-and-ready"},
         "IS701",
         swap("routers/health.py", ('"/ready"', '"/prepared"')),

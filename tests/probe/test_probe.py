@@ -18,7 +18,7 @@ SERVICE: dict[str, Any] = {"endpoints": ["files", "health"]}
 
 
 def stay(package: Path) -> None:
-    """Let nobody see the headers of a refusal, and let files stay."""
+    """Keep files that are deleted."""
     file = package / "routers" / "files.py"
     text = file.read_text()
     assert "    await files.delete(file_id)\n" in text

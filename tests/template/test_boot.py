@@ -1,4 +1,4 @@
-"""Every subset of the endpoints boots as a process and answers OpenAI's client."""
+"""Subsets of the endpoints: each boots as a process and answers OpenAI's client."""
 
 import asyncio
 import math
@@ -131,7 +131,7 @@ def check_errors(api: OpenAI, stranger: OpenAI) -> None:
 
 
 def refusal(status: int, call: Callable[[], object]) -> dict[str, Any]:
-    """What the client understood of the error that the call ends in."""
+    """The body of the error that the call raises in the client."""
     with pytest.raises(openai.APIStatusError) as caught:
         call()
     assert caught.value.status_code == status

@@ -1,4 +1,4 @@
-"""Every combination of answers renders Python that is formatted, free of lint and compiles."""
+"""Combinations of answers: each renders Python that is formatted, free of lint and compiles."""
 
 import compileall
 import subprocess
@@ -16,13 +16,13 @@ CHOICES = {question.name: question.choices for question in questions.load(templa
 
 
 def subsets(choices: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Every subset that is not empty."""
+    """The subsets that are not empty."""
     sizes = range(1, len(choices) + 1)
     return list(chain.from_iterable(combinations(choices, size) for size in sizes))
 
 
 def variants(endpoints: tuple[str, ...]) -> Iterator[Answers]:
-    """Every combination of the other answers that changes files."""
+    """The combinations of the other answers that change files."""
     for devices in subsets(CHOICES["devices"]):
         answers: Answers = {"endpoints": list(endpoints), "devices": list(devices)}
         if "chat" in endpoints:

@@ -29,9 +29,7 @@ PROVIDED = {
     "transformers": {"transformers", "tokenizers", "huggingface_hub"},
     "uvicorn": {"uvicorn"},
 }
-"""What a dependency is imported as. With it come libraries that are the ground it stands on, in
-the versions that it asks for.
-"""
+"""The modules of each dependency, and those of libraries that it installs in matching versions."""
 
 BEHIND = {
     "fastapi-offline": r'"fastapi_offline"',

@@ -86,7 +86,7 @@ def commit(project: Path) -> None:
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """What is in a project: path, mode and content."""
+    """The files of a project: path, mode and content."""
     return {
         path.relative_to(folder).as_posix(): (path.stat().st_mode, path.read_bytes())
         for path in folder.rglob("*")

@@ -1,4 +1,4 @@
-"""What owners do to their projects, each as a function of the project's folder.
+"""Edits of owners to their projects, each as a function of the project's folder.
 
 Every edit applies to a project of any version of the template, old or new.
 """

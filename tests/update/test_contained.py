@@ -28,7 +28,7 @@ def look(run: Run) -> Look:
 
 
 def claim(project: Path, version: Version | str) -> None:
-    """What a bad resolution of a conflict leaves: another version in the answers file alone."""
+    """Change the version in the answers file alone, as a bad resolution of a conflict does."""
     file = project / ".copier-answers.yml"
     lines = file.read_text().splitlines()
     lines = [f"_commit: v{version}" if each.startswith("_commit:") else each for each in lines]

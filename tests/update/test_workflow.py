@@ -22,7 +22,7 @@ FILE = Path(__file__).parents[2] / "template" / ".github" / "workflows" / "updat
 
 @pytest.fixture
 def origin(project: Path, templates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the project's repository is hosted."""
+    """The remote repository of the project."""
     monkeypatch.setenv("BUNDLE", str(templates / "bundle"))
     git.output(tmp_path, "init", "--quiet", "--bare", "origin.git")
     git.output(project, "remote", "add", "origin", str(tmp_path / "origin.git"))

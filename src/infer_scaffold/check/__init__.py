@@ -1,1 +1,1 @@
-"""The checklist held to source code: `infer-scaffold check`."""
+"""The checklist applied to source code: `infer-scaffold check`."""

@@ -1,7 +1,7 @@
 """Findings that a team has accepted: by a comment where they are, or in its baseline.
 
 `# infer-scaffold: ignore[IS201] reason` stands on the line of a finding, or alone above it. The
-baseline is a file with the findings of a day: those that come later are reported.
+baseline is a file with the findings at the time it was written: later ones are reported.
 """
 
 import io
@@ -24,7 +24,7 @@ _COMMENT = re.compile(r"#\s*infer-scaffold:\s*ignore\[([^\]]*)\]")
 
 @dataclass(frozen=True, order=True)
 class Known:
-    """A finding as a baseline knows it: by its line's text, which moves with the code."""
+    """An entry of a baseline: a finding by the text of its line, which moves with the code."""
 
     code: str
     path: str
@@ -32,7 +32,7 @@ class Known:
 
 
 def known(code: str, finding: Finding, line: str) -> Known:
-    """Return how a baseline remembers a finding."""
+    """Return the entry of a finding in a baseline."""
     return Known(code, finding.path.as_posix(), line.strip())
 
 

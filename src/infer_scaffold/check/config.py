@@ -1,4 +1,4 @@
-"""What a project says about its own check: `[tool.infer-scaffold]` in its pyproject.toml."""
+"""The configuration of `check`: `[tool.infer-scaffold]` in the pyproject.toml of a project."""
 
 import os
 import tomllib
@@ -14,7 +14,7 @@ from infer_scaffold.reading import Unreadable, content, reason
 
 @dataclass(frozen=True)
 class Config:
-    """How to check. `codes` are those of the patterns, `exclude` is written as in .gitignore."""
+    """The configuration: `codes` of patterns to check, `exclude` patterns as in a .gitignore."""
 
     profile: Profile = Profile.DEFAULT
     codes: frozenset[str] = frozenset(BY_CODE)
@@ -28,7 +28,7 @@ def load(
     select: Iterable[str] | None = None,
     ignore: Iterable[str] | None = None,
 ) -> Config:
-    """Read what holds for a folder; arguments take the place of what is written there.
+    """Read the configuration for a folder; arguments override the file.
 
     The nearest pyproject.toml counts, in the folder or above it. Raises UserError if its table
     cannot be used, or for a code that is no beginning of a pattern's.

@@ -1,4 +1,4 @@
-"""Which files a project takes out of its check, by patterns as in a .gitignore.
+"""Files excluded from a check, by patterns as in a .gitignore.
 
 https://git-scm.com/docs/gitignore. A pattern comes from the project that is judged, so that none
 may take long: each part of a path is matched without backtracking, and `**` costs one step a part.
@@ -71,7 +71,7 @@ def _parse(line: str) -> _Pattern:
 
 
 def _matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
-    """Keep all places in the pattern that the parts so far may have come to."""
+    """Return the positions in the pattern that the path so far may have reached."""
     places = _with_skips(pattern, {0})
     for part in parts:
         reached = set()
@@ -87,7 +87,7 @@ def _matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
 
 
 def _with_skips(pattern: tuple[str, ...], places: set[int]) -> set[int]:
-    """Add the places behind each `**`, which may stand for no part at all."""
+    """Add the positions after each `**`, which may match no part at all."""
     found = set()
     for place in places:
         found.add(place)

@@ -1,4 +1,4 @@
-"""What a check finds, as data."""
+"""The result of a check, as data."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -8,7 +8,7 @@ from infer_scaffold.checklist import Pattern
 
 
 class Verdict(StrEnum):
-    """How far a service follows a pattern."""
+    """The degree to which a service follows a pattern."""
 
     PASS = "pass"  # noqa: S105
     PARTIAL = "partial"
@@ -17,14 +17,14 @@ class Verdict(StrEnum):
 
 
 class Profile(StrEnum):
-    """What counts: the intent of a pattern, or its letter."""
+    """The strictness of a check: the intent of a pattern, or its letter."""
 
     DEFAULT = "default"
     STRICT = "strict"
 
 
 class Confidence(StrEnum):
-    """How sure a finding is: certain, or read from names."""
+    """The confidence in a finding: certain, or inferred from names."""
 
     HIGH = "high"
     MEDIUM = "medium"
@@ -44,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on one pattern, and the places that it rests on."""
+    """The verdict on one pattern, with its findings."""
 
     pattern: Pattern
     verdict: Verdict

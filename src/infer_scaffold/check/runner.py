@@ -1,4 +1,4 @@
-"""Hold the source of a service against the checklist."""
+"""Check the source of a service against the checklist."""
 
 import dataclasses
 import gc
@@ -51,7 +51,7 @@ class Report:
 
     @property
     def known(self) -> list[accepted.Known]:
-        """What a baseline of this report holds."""
+        """The entries of a baseline of this report."""
         return [
             accepted.known(each.pattern.code, finding, self.lines[finding.path, finding.line])
             for each in self.unmet
@@ -60,7 +60,7 @@ class Report:
 
 
 def check(path: Path, config: Config = Config()) -> Report:  # noqa: B008
-    """Judge the service below a folder, without what its baseline holds.
+    """Judge the service below a folder, without the findings in its baseline.
 
     Raises UserError if there is no FastAPI service, or no baseline that can be read.
     """
@@ -71,7 +71,7 @@ def check(path: Path, config: Config = Config()) -> Report:  # noqa: B008
     before = known.total()
     left = known.copy()
     judgements = [_without(each, report.lines, left) for each in report.judgements]
-    # What was not asked for is not stale.
+    # Patterns that were not checked have no stale entries.
     stale = sum(count for entry, count in left.items() if entry.code in config.codes)
     return dataclasses.replace(
         report, judgements=judgements, baselined=before - left.total(), stale=stale
@@ -93,18 +93,18 @@ def _without(
 
 
 def _with(judgement: Judgement, findings: list[Finding]) -> Judgement:
-    """Where every finding is accepted, the pattern is followed."""
+    """Return a judgement with other findings; with none left, the verdict is a pass."""
     accepted_all = judgement.findings and not findings
     verdict = Verdict.PASS if accepted_all else judgement.verdict
     return dataclasses.replace(judgement, verdict=verdict, findings=findings)
 
 
 def check_all(path: Path, config: Config = Config()) -> Report:  # noqa: B008
-    """Judge the service below a folder, whatever its baseline holds.
+    """Judge the service below a folder, regardless of its baseline.
 
     Raises UserError if there is no FastAPI service.
     """
-    if not os.path.isdir(path):  # noqa: PTH112 - False, too, where nobody may look
+    if not os.path.isdir(path):  # noqa: PTH112 - False, too, without permission
         raise UserError(f"{path} is no folder; give the folder of a service.")
     with _no_collection(), _in_time(path):
         source = read(path, config.exclude)
@@ -145,7 +145,7 @@ def _placed(source: Source, report: Report) -> Report:
 
 @contextmanager
 def _in_time(path: Path) -> Iterator[None]:
-    """Raise UserError for a service whose source keeps the rules busy without an end."""
+    """Limit the time for a service. Raises UserError when it is over."""
     main = threading.current_thread() is threading.main_thread()
     if not main or not hasattr(signal, "SIGALRM"):
         yield
@@ -168,12 +168,12 @@ def _in_time(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Trees are millions of objects without a cycle: looking for one takes most of the time."""
+    """Suspend garbage collection: syntax trees are millions of objects without cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()  # not looked through at the end of the process either
+        gc.freeze()  # not searched at the end of the process either
         if enabled:
             gc.enable()

@@ -1,4 +1,4 @@
-"""What a FastAPI service consists of: applications, routers, routes, and what they reach."""
+"""The parts of a FastAPI service: applications, routers, routes, and reachable functions."""
 
 import ast
 import re
@@ -40,7 +40,7 @@ class Service:
 
     @cached_property
     def calls(self) -> list[tuple[Module, ast.Call]]:
-        """All calls."""
+        """The calls in all modules."""
         return [(module, node) for module in self.source.modules for node in module.of(ast.Call)]
 
     @cached_property
@@ -120,7 +120,7 @@ class Service:
         return next((path_text(prefix) for prefix in given if prefix is not None), "")
 
     def _is_application(self, module: Module, name: str, enclosing: Function | None) -> bool:
-        """Whether a name is an application here: made as one, or handed in as one."""
+        """Return whether a name is an application here: created here, or a parameter."""
         if enclosing is not None:
             names = [parameter.arg for parameter, _ in parameters(enclosing.node)]
             if name in names:
@@ -241,7 +241,7 @@ class Service:
         return [name for name in names if self.is_model(name)]
 
     def is_model(self, name: str) -> bool:
-        """Whether a class of the project is a pydantic model, by inheritance."""
+        """Return whether a class of the project is a pydantic model, by inheritance."""
         if name not in self.source.classes:
             return False
         bases = self.source.bases(*self.source.classes[name])
@@ -249,13 +249,13 @@ class Service:
 
     @cached_property
     def is_openai(self) -> bool:
-        """Whether the service offers endpoints of OpenAI's API."""
+        """True if the service has endpoints of OpenAI's API."""
         ends = ("/chat/completions", "/completions", "/embeddings", "/audio/speech", "/responses")
         return any(route.path.endswith(ends) for route in self.routes)
 
 
 def _runs(callee: Function, call: ast.Call, caller: Function) -> bool:
-    """Whether a call runs the body: that of a generator runs where a loop takes its values."""
+    """Return whether a call runs the body: a generator's runs only where it is iterated."""
     if callee.is_async or not any(
         isinstance(node, ast.Yield | ast.YieldFrom) for node in body_nodes(callee.node)
     ):
@@ -275,7 +275,7 @@ def argument(call: ast.Call, position: int | None, name: str) -> ast.expr | None
 
 
 def path_text(node: ast.expr) -> str:
-    """The readable part of a path: what a name stands for is left out."""
+    """The literal part of a path, without the values of names."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):

@@ -1,4 +1,4 @@
-"""Python source as an index: modules, functions, classes, and what names in them stand for."""
+"""An index of Python source: modules, functions, classes, and the values of names in them."""
 
 import ast
 import io
@@ -31,7 +31,7 @@ _MATTERS = re.compile(
     rb"|event-stream|EventSourceResponse|StreamingResponse|\[DONE\]"
 )
 _IMPORT_HOPS = 2
-_DEEPEST = 200  # nodes inside of each other: people write 40, and rules walk by recursion
+_DEEPEST = 200  # depth of a tree: people write 40, and rules walk by recursion
 _REMEMBERED = 200_000  # bytes of a file whose tree is kept for the next service
 # Encodings whose decoding takes time that grows with the square of the length.
 _SLOW_ENCODINGS = {"punycode", "idna"}
@@ -40,11 +40,11 @@ _SKIPPED = {"tests", "test", "testing", "node_modules", "site-packages", "build"
 
 @dataclass(eq=False)
 class Syntax:
-    """The tree of a file, whatever the file is called."""
+    """The syntax tree of a file, independent of its path."""
 
     tree: ast.Module
     depth: int = 0
-    """How many nodes stand in each other, once `parents` is known."""
+    """The depth of the tree, once `parents` is known."""
 
     @cached_property
     def parents(self) -> dict[ast.AST, ast.AST]:
@@ -74,7 +74,7 @@ class Syntax:
         return found
 
     def of(self, *types: type[ast.AST]) -> Iterator[Any]:
-        """All nodes of some types, breadth first for each type."""
+        """The nodes of some types, breadth first for each type."""
         for each in types:
             yield from self._by_type.get(each, ())
 
@@ -103,12 +103,12 @@ class Module:
         return self.syntax.parents
 
     def of(self, *types: type[ast.AST]) -> Iterator[Any]:
-        """All nodes of some types, breadth first for each type."""
+        """The nodes of some types, breadth first for each type."""
         return self.syntax.of(*types)
 
     @cached_property
     def functions(self) -> list["Function"]:
-        """All functions, the nested ones after those around them."""
+        """The functions, nested ones after those around them."""
         return [
             Function(node, self, self._class_around(node))
             for node in self.of(ast.FunctionDef, ast.AsyncFunctionDef)
@@ -123,7 +123,7 @@ class Module:
 
     @cached_property
     def aliases(self) -> dict[str, str]:
-        """What imported names stand for, dotted; imports inside of functions count as well."""
+        """The dotted origin of each imported name, imports inside functions included."""
         found = {}
         for node in self.of(ast.Import):
             for each in node.names:
@@ -171,18 +171,18 @@ class Function:
 
     @property
     def is_async(self) -> bool:
-        """Whether it is an `async def`."""
+        """True for an `async def`."""
         return isinstance(self.node, ast.AsyncFunctionDef)
 
 
 @dataclass(eq=False)
 class Source:
-    """All modules of a service."""
+    """The modules of a service."""
 
     modules: list[Module]
     unparsed: list[tuple[Path, int, str]] = field(default_factory=list)
     _given: dict[int, dict[str, ast.expr]] = field(default_factory=dict)
-    """What names are given first, by the identity of the statements: trees live as long."""
+    """The first value of each name, by the identity of the statements, which the trees keep."""
 
     @cached_property
     def functions(self) -> dict[str, Function]:
@@ -268,13 +268,13 @@ class Source:
         return self._global(self.by_name.get(origin), member)
 
     def constant(self, module: Module, node: ast.expr) -> ast.expr | None:
-        """Return what a name is given at the top of its module, if it is the project's own."""
+        """Return the value of a name at the top of its module, if that is the project's own."""
         origin, _, member = self.canonical(module, node).rpartition(".")
         found = self.by_name.get(origin)
         return self._assigned(found.tree.body, member) if found else None
 
     def _assigned(self, body: list[ast.stmt], target: str) -> ast.expr | None:
-        """What a name is given first in some statements, or in the blocks among them."""
+        """The first value of a name in some statements, or in the blocks among them."""
         found = self._given.get(id(body))
         if found is None:
             found = self._given[id(body)] = {}
@@ -287,7 +287,7 @@ class Source:
         return self._maker(module, made) if module and made is not None else ""
 
     def _attribute(self, module: Module, owner: ast.ClassDef, name: str) -> str:
-        """What `self.name = ...` is given in a method, or `name: Type` says in the class."""
+        """The class of an attribute: from `self.name = ...`, or `name: Type` in the class."""
         for statement in owner.body:
             if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == name:
                 return self._annotated(module, statement.annotation)
@@ -441,7 +441,7 @@ def _parse(text: bytes) -> Syntax:
 
 def _tree(text: bytes) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an odd escape in somebody's text is not ours to report
+        warnings.simplefilter("ignore")  # invalid escapes are no findings of this check
         # As a text: a coding line no longer holds.
         return ast.parse(text.decode())
 
@@ -469,7 +469,7 @@ def python_files(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _assignments(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
-    """What names are given in some statements, and in the blocks among them, in their order."""
+    """The assignments in some statements, and in the blocks among them, in their order."""
     for statement in body:
         if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
@@ -486,7 +486,7 @@ def _dotted_name(node: ast.expr) -> str:
 
 
 def body_nodes(node: Scope) -> Iterator[ast.AST]:
-    """Walk what runs when a function runs: its body, without functions and classes inside."""
+    """Walk the body of a function, without the functions and classes inside it."""
     pending: deque[ast.AST] = deque(node.body if isinstance(node.body, list) else [node.body])
     while pending:
         current = pending.popleft()

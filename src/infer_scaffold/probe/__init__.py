@@ -1,1 +1,1 @@
-"""The checklist held to a running service: `infer-scaffold probe`."""
+"""The checklist applied to a running service: `infer-scaffold probe`."""

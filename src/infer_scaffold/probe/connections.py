@@ -73,7 +73,7 @@ async def _ask_twice(target: Target, turn: asyncio.Event) -> None:
 
 
 def _says_close(response: httpx2.Response) -> bool:
-    """Whether a proxy knows from the answer that it cannot send another request."""
+    """Return whether a response announces that its connection is closed after it."""
     said = response.headers.get("connection", "").lower()
     return "close" in said or (response.http_version == "HTTP/1.0" and "keep-alive" not in said)
 

@@ -1,4 +1,4 @@
-"""Every endpoint: what it refuses and how, and whether it keeps the event loop free."""
+"""Questions about all endpoints: errors, validation, overload, and a free event loop."""
 
 import asyncio
 import gzip
@@ -43,8 +43,8 @@ _WRONG_EMBEDDINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("encoding_format", {"encoding_format": "base65"}),
     ("dimensions", {"dimensions": "all"}),
 )
-# What a server may accept or refuse, but must not stumble over. No answer without an end is asked
-# for: some take a huge or a negative max_tokens for that.
+# Bodies that a server may accept or refuse, but not with a status of 5xx. None asks for an answer
+# without an end: some servers take a huge or a negative max_tokens for that.
 _ODD_CHAT: tuple[dict[str, Any], ...] = (
     {"max_tokens": 0},
     {"temperature": 1e308},
@@ -108,7 +108,7 @@ async def _free_loop(target: Target) -> None:
     tasks = [asyncio.create_task(each) for each in work]
     took: list[Reply] = []
     try:
-        # As long as there is work, and not for ever.
+        # As long as there is work, within the timeout.
         async with asyncio.timeout(target.timeout):
             while not took or any(not task.done() for task in tasks):
                 took.append(await target.send("GET", path))
@@ -276,6 +276,6 @@ QUESTIONS = (
         _overload,
         destructive=True,
     ),
-    # One request of this kind ends the worker of some servers, for everybody.
+    # One request of this kind ends the worker of some servers, for all clients.
     Question("IS203", "no-500", "No odd value brings a status of 5xx.", _no_500, destructive=True),
 )

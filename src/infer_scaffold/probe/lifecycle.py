@@ -1,4 +1,4 @@
-"""How a service leaves."""
+"""Shutdown: the drain after SIGTERM."""
 
 import asyncio
 import os
@@ -12,8 +12,8 @@ from infer_scaffold.probe.streaming import long_answer
 from infer_scaffold.probe.target import Target
 
 _BEFORE = 0.1  # seconds that an answer goes on before the signal
-_SAID = 0.2  # seconds from the signal until the service has to say that it leaves
-_GONE = 60.0  # seconds until it has to be gone
+_SAID = 0.2  # seconds from the signal until readiness has to be 503
+_GONE = 60.0  # seconds until the process has to end
 
 
 async def _drain(target: Target) -> None:
@@ -58,7 +58,7 @@ async def _answer(target: Target, body: dict[str, Any]) -> None:
 
 
 async def _leaving(target: Target) -> None:
-    """What others are told while an answer goes on."""
+    """Require 503 for readiness and new requests while an answer goes on."""
     ready = await health.first(target, health.READY)
     if ready is not None:
         ready.require(503)
@@ -69,7 +69,7 @@ async def _leaving(target: Target) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process runs; one that only its parent has to look after does not."""
+    """Return whether a process runs. A zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -1,4 +1,4 @@
-"""What a probe asks and finds, as data."""
+"""Questions and answers of a probe, as data."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(StrEnum):
-    """What came of a question."""
+    """The verdict on an answer."""
 
     PASS = "pass"  # noqa: S105
     FAIL = "fail"
@@ -18,7 +18,7 @@ class Verdict(StrEnum):
 
 
 class Unmet(Exception):  # noqa: N818 - an answer, not an error
-    """A service did something else than was wanted."""
+    """The reply of a service differs from the expectation."""
 
     def __init__(self, request: str, got: str, wanted: str) -> None:
         super().__init__(got)
@@ -31,7 +31,7 @@ class Skip(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Question:
-    """One thing that a service does where it follows a pattern.
+    """One behaviour of a service that follows a pattern.
 
     `ask` returns if it does, and raises Unmet or Skip if not. A question is destructive where a
     service in production would suffer: it is asked on demand alone.
@@ -46,7 +46,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a question; of one that failed, what was sent, what came, what was wanted."""
+    """The outcome of a question; on failure with the request, the reply, and the expectation."""
 
     question: Question
     verdict: Verdict

@@ -1,4 +1,4 @@
-"""All questions. What changes the service comes last."""
+"""The questions in their order: those that change the service come last."""
 
 from infer_scaffold.probe import (
     connections,
@@ -24,7 +24,7 @@ QUESTIONS = tuple(sorted(_ALL, key=lambda question: (question.destructive, quest
 
 
 def asked(code: str) -> list[str]:
-    """Return what is asked about a pattern, as a reader may want to know it."""
+    """Return the questions about a pattern as lines for its page."""
     return [
         f"{question.holds} (`{question.name}`{', destructive' if question.destructive else ''})"
         for question in QUESTIONS

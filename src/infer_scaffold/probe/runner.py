@@ -23,7 +23,7 @@ _TRIED = 8  # models of a list that are asked what they can do
 
 @dataclass(frozen=True)
 class Options:
-    """How to ask. `timeout` is in seconds and holds for each whole answer, `longest` for all."""
+    """The options. `timeout` is in seconds for each whole answer, `longest` for all of them."""
 
     key: str | None = None
     timeout: float = 60.0
@@ -103,7 +103,7 @@ async def _ask(question: Question, target: Target) -> Answer:
 
 @asynccontextmanager
 async def _target(url: str, options: Options, end: float) -> AsyncIterator[Target]:
-    """The service, once it is known what it offers."""
+    """The service with its discovered endpoints and models."""
     try:
         address = httpx2.URL(url if "://" in url else f"http://{url}")
     except httpx2.InvalidURL as error:
@@ -201,5 +201,5 @@ async def _first(
 
 
 async def _is_absent(target: Target, path: str) -> bool:
-    """Whether there is no such route: one that exists tells an empty body from a good one."""
+    """Return whether the route is missing: an existing one answers an empty body differently."""
     return (await target.send("POST", path, {})).status in (404, 405, 501)

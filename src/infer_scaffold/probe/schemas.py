@@ -1,4 +1,4 @@
-"""Answers as OpenAI's types and OpenAI's client have them."""
+"""Schemas: answers that OpenAI's types and OpenAI's client accept."""
 
 import base64
 import math
@@ -205,7 +205,7 @@ async def _openai_python(target: Target) -> None:
 
 
 async def openai_python(target: Target) -> None:
-    """Use OpenAI's own client. Raises Unmet for whatever it raises."""
+    """Use OpenAI's own client. Raises Unmet for its exceptions."""
     import openai
 
     if target.chat_model is None and target.embeddings_model is None and not target.models:

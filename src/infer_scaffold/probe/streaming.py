@@ -267,7 +267,7 @@ async def _begin(target: Target, body: dict[str, Any], begun: asyncio.Event) -> 
 
 QUESTIONS = (
     Question("IS301", "stream-media-type", "A stream is text/event-stream.", _media_type),
-    Question("IS301", "stream-no-cache", "A stream says that nobody may cache it.", _no_cache),
+    Question("IS301", "stream-no-cache", "A stream forbids caching.", _no_cache),
     Question("IS301", "stream-no-buffering", "A stream tells nginx not to buffer.", _no_buffering),
     Question(
         "IS302", "stream-framing", "Events are `data: ` and JSON, and nothing else.", _framing

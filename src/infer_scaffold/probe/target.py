@@ -1,4 +1,4 @@
-"""The service that is asked: its address, what it offers, and what it answered."""
+"""The probed service: its address, endpoints, models, and replies."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ TELL_STORY: list[dict[str, str]] = [
 
 @dataclass(frozen=True)
 class Reply:
-    """A request as a reader may repeat it, and what came."""
+    """A reply, with its request in a form that a reader can repeat."""
 
     request: str
     status: int
@@ -117,7 +117,7 @@ class Target:
     uploaded: list[str] = field(default_factory=list)
     last: Reply | None = None
     kept: dict[str, Any] = field(default_factory=dict)
-    """What one question got and another one needs, too."""
+    """Results that several questions share."""
 
     def chat(self, **fields: Any) -> dict[str, Any]:
         """Return the body of a chat request. Raises Skip if there is no chat."""
@@ -133,7 +133,7 @@ class Target:
 
     @property
     def chat_path(self) -> str:
-        """Where chat is."""
+        """The path of chat completions."""
         return f"{self.api}/chat/completions"
 
     async def send(
@@ -207,7 +207,7 @@ class Target:
         return Stream(reply, events, rest, closed)
 
     async def streams(self) -> bool:
-        """Whether chat answers can be streamed."""
+        """Return whether chat answers can be streamed."""
         try:
             await self.sample()
         except Skip:
@@ -260,5 +260,5 @@ def short(text: str) -> str:
 
 
 def broken(error: Exception) -> str:
-    """Say in words what happened to a connection."""
+    """Return a description of a failed connection."""
     return f"a connection that broke: {error or type(error).__name__}"

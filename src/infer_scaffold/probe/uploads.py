@@ -1,4 +1,4 @@
-"""Uploads: their limit, what comes with them, and what is left of them."""
+"""Uploads: their limit, their metadata, and the round trip of their content."""
 
 import asyncio
 import os
@@ -206,7 +206,7 @@ async def _read(reader: asyncio.StreamReader, request: str) -> Reply:
 
 
 async def clean(target: Target) -> None:
-    """Delete what is left of the files that were made."""
+    """Delete the uploaded files that are left."""
     for name in target.uploaded:
         await target.send("DELETE", f"{target.api}/files/{name}")
     target.uploaded.clear()

@@ -1,4 +1,4 @@
-"""How rules make findings and verdicts."""
+"""Construction of findings and verdicts, shared by the rules."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Route handlers: what blocks them, what they take, and how they fail."""
+"""Rules for route handlers: blocking calls, request bodies, and errors."""
 
 import ast
 import codecs
@@ -56,7 +56,7 @@ def async_routes(service: Service, profile: Profile) -> tuple[Verdict, list[Find
 
 
 def _only_reads(function: Function) -> bool:
-    """Whether a function calls nothing, and so cannot block."""
+    """Return whether a function has no calls, and so cannot block."""
     calls = ast.Call | ast.With | ast.For | ast.Import | ast.ImportFrom
     return not any(isinstance(node, calls) for node in body_nodes(function.node))
 
@@ -97,7 +97,7 @@ def _name(node: ast.expr) -> str:
 
 
 def _names_codec(call: ast.Call) -> bool:
-    """Whether it is `text.encode("utf-8")`, whatever the text is called."""
+    """Return whether a call names a codec, as `text.encode("utf-8")` does."""
     given = argument(call, 0, "encoding")
     if not (isinstance(given, ast.Constant) and isinstance(given.value, str)):
         return False
@@ -109,7 +109,7 @@ def _names_codec(call: ast.Call) -> bool:
 
 
 def _of_instance(service: Service, function: Function, call: ast.Call) -> str | None:
-    """Why a method of an object of a known class blocks, if it does."""
+    """Return why a method of an object of a known class blocks, or None."""
     names: list[str] = []
     receiver = call.func
     while True:
@@ -123,7 +123,7 @@ def _of_instance(service: Service, function: Function, call: ast.Call) -> str | 
 
 
 def _iterated_async(function: Function, call: ast.Call) -> bool:
-    """Whether `async for` or `async with` takes the call, or a name that is awaited later."""
+    """Return whether the result of a call is awaited, or used by `async for` or `async with`."""
     for node in body_nodes(function.node):
         if isinstance(node, ast.AsyncFor) and call in ast.walk(node.iter):
             return True
@@ -192,7 +192,7 @@ def pydantic_models(service: Service, profile: Profile) -> tuple[Verdict, list[F
 
 
 def _is_foreign(service: Service, module: Module, annotation: ast.AST | None) -> bool:
-    """Whether an annotation names a class of another package that may be a model."""
+    """Return whether an annotation names a class of another package that may be a model."""
     known = ("fastapi", "starlette", "typing", "collections", "asyncio")
     for node in ast.walk(annotation or ast.Constant(None)):
         if isinstance(node, ast.Name) and node.id in module.aliases:
@@ -297,7 +297,7 @@ def status_codes(service: Service, profile: Profile) -> tuple[Verdict, list[Find
 
 
 def _needs_more(service: Service) -> bool:
-    """Whether one status cannot be enough: resources that may be missing, or uploads."""
+    """Return whether one status is not enough: resources may be missing, or there are uploads."""
     return any(
         "{" in route.path or _takes_upload(service, route.function) for route in service.routes
     )

@@ -1,4 +1,4 @@
-"""Startup, shutdown, and tasks that live between them."""
+"""Rules for startup, shutdown, and background tasks."""
 
 import ast
 from collections.abc import Iterator
@@ -58,12 +58,12 @@ def _lifespan_function(
 
 def _cleans_up(node: Definition) -> bool:
     if not any(isinstance(each, ast.Yield) for each in body_nodes(node)):
-        return True  # another form of context manager, which is not ours to read
+        return True  # another form of context manager, which is not analysed
     return _after_yield(node.body)
 
 
 def _after_yield(body: list[ast.stmt]) -> bool:
-    """Whether a statement, or the end of a block, follows the yield."""
+    """Return whether a statement, or the end of a block, follows the yield."""
     for position, statement in enumerate(body):
         if not any(isinstance(each, ast.Yield) for each in ast.walk(statement)):
             continue
@@ -78,7 +78,7 @@ def _after_yield(body: list[ast.stmt]) -> bool:
 
 
 def _acts(statement: ast.stmt) -> bool:
-    """Whether a statement does something: a log line stops nothing."""
+    """Return whether a statement may clean up: a log line does not."""
     return not isinstance(statement, ast.Pass | ast.Return) and not _is_log(statement)
 
 
@@ -101,7 +101,7 @@ def background_tasks(service: Service, profile: Profile) -> tuple[Verdict, list[
         cancelled, awaited = _ended(module)
         for call in creations:
             names = _holders(call, module.parents)
-            # None: awaited on the spot, returned, or somebody else's.
+            # None: awaited on the spot, returned, or passed to another function.
             if names is None or names & awaited:
                 good += 1
             elif names & cancelled:

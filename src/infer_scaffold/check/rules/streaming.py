@@ -34,7 +34,7 @@ def headers(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]
 
 
 def _untyped_events(service: Service) -> list[Finding]:
-    """The events of a stream that nothing says to be one."""
+    """Findings for events that are sent without the media type of event streams."""
     streams = ("fastapi.responses.StreamingResponse", "starlette.responses.StreamingResponse")
     if not any(name in streams for each in service.source.modules for name in each.imported):
         return []
@@ -113,7 +113,7 @@ def _is_stream(module: Module | None, node: ast.expr | None) -> bool:
 
 
 def _sends(service: Service, module: Module, node: ast.AST, depth: int = 2) -> bool:
-    """Whether the headers are named in a node, or in what its names stand for."""
+    """Return whether the headers are in a node, or in the values of its names."""
     texts = {text.lower() for text in text_of(node)}
     keywords = {
         each.arg.lower().replace("_", "-")

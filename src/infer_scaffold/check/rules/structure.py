@@ -1,4 +1,4 @@
-"""How routes are grouped, and what tells the state of the service."""
+"""Rules for the grouping of routes, health endpoints, and the list of models."""
 
 import ast
 import re
@@ -74,7 +74,7 @@ def _said(service: Service, route: Route) -> str:
 
 
 def models_list(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]:
-    """IS702: GET /v1/models lists what can be asked for, as OpenAI does."""
+    """IS702: GET /v1/models lists the models in OpenAI's form."""
     if not service.routes:
         return Verdict.NA, []
     found = [

@@ -44,7 +44,7 @@ def _names_upload(service: Service, function: Function, annotation: ast.AST) -> 
 
 
 def size_limit(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]:
-    """IS401: an upload that is too large is a 413, before it takes the memory."""
+    """IS401: an upload that is too large is a 413, before it is held in memory."""
     routes = _upload_routes(service)
     if not routes:
         return Verdict.NA, []
@@ -94,7 +94,7 @@ def _compares_size(node: ast.Compare) -> bool:
 
 
 def form_parameters(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]:
-    """IS402: what comes with a file comes as form fields."""
+    """IS402: the metadata of a file are form fields."""
     routes = _upload_routes(service)
     if not routes:
         return Verdict.NA, []
