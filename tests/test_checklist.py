@@ -1,26 +1,51 @@
 """The checklist, its pages, and `infer-scaffold explain`."""
 
 import ast
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 
 from infer_scaffold.check.rules import RULES
-from infer_scaffold.checklist import PATTERNS, Pattern
+from infer_scaffold.checklist import PAGES, PATTERNS, Pattern, parse
 from tests.conftest import Run
 from tests.patterns import FOLDER, pages
+
+ROOT = Path(__file__).parents[1]
+REPOSITORY = PAGES.removesuffix("docs/patterns/")
+SECTIONS = [
+    "What it asks for",
+    "Why",
+    "Wrong",
+    "Right",
+    "What the rule does not see",
+    "Default and strict",
+    "Accept a finding",
+    "See also",
+]
+
+every_pattern = pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.code)
 
 
 def test_every_pattern_has_a_rule_and_every_rule_a_pattern() -> None:
     assert list(RULES) == [pattern.code for pattern in PATTERNS]
 
 
-def test_the_pages_are_those_of_the_checklist() -> None:
+def test_heads_and_questions_of_the_pages_are_those_of_the_data() -> None:
     written = {path.name: path.read_text("utf-8") for path in Path(FOLDER).iterdir()}
     assert written == pages()
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.code)
+@every_pattern
+def test_a_page_has_all_sections(pattern: Pattern) -> None:
+    sections = re.findall(r"^## (.+)$", pattern.page, re.MULTILINE)
+
+    assert [each for each in sections if each != "What a running service is asked"] == SECTIONS
+    assert pattern.page.startswith(f"# {pattern.code}: {pattern.title}\n")
+
+
+@every_pattern
 def test_the_excerpts_are_python(pattern: Pattern) -> None:
     for excerpt in (pattern.wrong, pattern.right):
         # What stands alone in an excerpt may be the inside of a function.
@@ -28,11 +53,59 @@ def test_the_excerpts_are_python(pattern: Pattern) -> None:
         ast.parse(f"async def excerpt():\n{body}")
 
 
-def test_explain_prints_the_page(run: Run) -> None:
+@every_pattern
+def test_what_others_show_as_plain_text_is_a_sentence_without_links(pattern: Pattern) -> None:
+    for text in (pattern.title, pattern.why, pattern.fix, *pattern.criteria):
+        assert text
+        assert not re.search(r"\]\(|\n|^#|```", text)
+    assert pattern.why.endswith(".")
+    assert pattern.fix.endswith(".")
+
+
+@every_pattern
+def test_a_page_says_how_to_accept_a_finding_of_its_own(pattern: Pattern) -> None:
+    accept = pattern.page.partition("## Accept a finding\n")[2].partition("\n## ")[0]
+
+    assert f"  # infer-scaffold: ignore[{pattern.code}] " in accept
+    assert f'`ignore = ["{pattern.code}"]`' in accept
+    assert set(re.findall(r"IS\d{3}", accept)) == {pattern.code}
+
+
+@every_pattern
+def test_a_page_says_whether_the_profiles_differ(pattern: Pattern) -> None:
+    text = pattern.page.partition("## Default and strict\n")[2].partition("\n## ")[0].strip()
+    rule = inspect.getsource(RULES[pattern.code])
+    reads_the_profile = len(re.findall(r"\bprofile\b", rule)) > 1
+
+    assert (text == "Both profiles ask for the same.") is not reads_the_profile
+
+
+@every_pattern
+def test_links_into_the_repository_lead_somewhere(pattern: Pattern) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", pattern.page)
+    ours = [link.removeprefix(REPOSITORY) for link in links if link.startswith(REPOSITORY)]
+
+    assert [link for link in ours if not (ROOT / link).is_file()] == []
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert [link for link in ours if link.startswith("generated_examples/full/")]
+
+
+@pytest.mark.parametrize("missing", ["---\n", "severity: High\n", "## Why\n", "```python\n"])
+def test_a_page_that_lacks_a_part_is_not_read(missing: str) -> None:
+    text = (FOLDER / "IS303.md").read_text("utf-8")
+    assert parse(text).code == "IS303"
+
+    with pytest.raises((ValueError, KeyError)):
+        parse(text.replace(missing, ""))
+
+
+def test_explain_prints_the_page_with_links_that_work_from_a_terminal(run: Run) -> None:
     outcome = run("explain", "is303")
 
     assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out == pages()["IS303.md"]
+    _, _, page = pages()["IS303.md"].split("---\n", maxsplit=2)
+    assert outcome.out == page.lstrip().replace("(IS201.md)", f"({PAGES}IS201.md)")
+    assert f"({PAGES}IS201.md)" in outcome.out
 
 
 def test_explain_lists_all_patterns(run: Run) -> None:

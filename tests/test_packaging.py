@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from infer_scaffold import git, history
+from infer_scaffold.checklist import BY_CODE
 
 ROOT = Path(__file__).parents[1]
 CACHES = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
@@ -40,6 +41,7 @@ def test_the_sdist_holds_the_template(dist: Path) -> None:
 
     assert template_files() <= names
     assert "src/infer_scaffold/_history.bundle" in names
+    assert {f"docs/patterns/{code}.md" for code in BY_CODE} <= names
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} <= names
     assert not [name for name in names if CACHES & {*Path(name).parts}]
     assert not [name for name in names if name.startswith((".venv", ".git/"))]
@@ -53,6 +55,7 @@ def test_the_wheel_holds_the_template_and_nothing_besides_the_package(dist: Path
 
     assert {name.removeprefix(prefix) for name in names if prefix in name} == template_files()
     assert "infer_scaffold/_history.bundle" in names
+    assert {f"infer_scaffold/_patterns/{code}.md" for code in BY_CODE} <= names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"infer_scaffold"}
 
 
@@ -85,6 +88,9 @@ def test_new_works_from_the_wheel_far_from_the_checkout(dist: Path, tmp_path: Pa
     script = "import infer_scaffold; print(infer_scaffold.__file__)"
     where = subprocess.check_output([python, "-c", script], env=env, cwd=tmp_path, text=True)
     assert where.startswith(str(installed))
+    explain = [environment / "bin" / "infer-scaffold", "explain", "IS303"]
+    page = subprocess.check_output(explain, env=env, cwd=tmp_path, text=True)
+    assert page == BY_CODE["IS303"].page
 
 
 def test_update_works_from_the_wheel_without_a_network(dist: Path, tmp_path: Path) -> None:

@@ -390,9 +390,7 @@ def explain(
         raise UserError(
             f"there is no pattern {code!r}; choose from {', '.join(checklist.BY_CODE)}."
         )
-    from infer_scaffold.probe.questions import asked
-
-    typer.echo(checklist.to_markdown(found, asked(found.code)), nl=False)
+    typer.echo(found.page, nl=False)
 
 
 def _count(changes: "list[Change]") -> str:

@@ -50,7 +50,12 @@ def sarif(run: Run, *arguments: str) -> dict[str, Any]:
 def test_sarif(service: Path, run: Run) -> None:
     log = sarif(run, "a service")
 
-    assert [each["id"] for each in log["tool"]["driver"]["rules"]] == [p.code for p in PATTERNS]
+    rules = log["tool"]["driver"]["rules"]
+    assert [each["id"] for each in rules] == [p.code for p in PATTERNS]
+    assert [each["fullDescription"]["text"] for each in rules] == [p.why for p in PATTERNS]
+    assert [each["help"] for each in rules] == [
+        {"text": p.fix, "markdown": p.page} for p in PATTERNS
+    ]
     (blocking,) = (each for each in log["results"] if each["ruleId"] == "IS201")
     rule = log["tool"]["driver"]["rules"][blocking["ruleIndex"]]
     assert (rule["id"], blocking["level"]) == ("IS201", "error")

@@ -16,7 +16,7 @@ from infer_scaffold.check import accepted
 from infer_scaffold.check.model import Finding, Judgement
 from infer_scaffold.check.output import shown
 from infer_scaffold.check.runner import Report
-from infer_scaffold.checklist import Pattern, Severity, to_markdown
+from infer_scaffold.checklist import PAGES, Pattern, Severity
 
 _LEVELS = {Severity.HIGH: "error", Severity.MEDIUM: "warning", Severity.LOW: "note"}
 
@@ -76,7 +76,8 @@ def _rule(pattern: Pattern) -> dict[str, Any]:
         ),
         "shortDescription": {"text": pattern.title},
         "fullDescription": {"text": pattern.why},
-        "help": {"text": pattern.fix, "markdown": to_markdown(pattern)},
+        "help": {"text": pattern.fix, "markdown": pattern.page},
+        "helpUri": f"{PAGES}{pattern.code}.md",
         "defaultConfiguration": {"level": _LEVELS[pattern.severity]},
         "properties": {"tags": [pattern.category]},
     }
