@@ -8,7 +8,7 @@ CHROMIUM ?= /usr/bin/chromium
 export CHROMIUM
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: test lint examples demo speed bench release clean
+.PHONY: test lint examples docs demo speed bench release clean
 
 test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM)
 	$(BIN)/pytest -n 2 --dist worksteal
@@ -20,7 +20,11 @@ lint: $(INSTALLED)
 
 examples: $(INSTALLED)
 	$(BIN)/python -m tests.examples
-	$(BIN)/python -m tests.patterns
+	$(BIN)/python -m tests.reference
+
+# The documentation as a site, into site/.
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict
 
 # From nothing to a conversation with real models; KEEP=1 leaves the server running.
 demo:
@@ -44,7 +48,7 @@ release: test
 $(INSTALLED): pyproject.toml constraints.txt generated_examples/full/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]' \
 		./generated_examples/full --group generated_examples/full/pyproject.toml:dev
 	touch $@
 
@@ -69,4 +73,4 @@ $(CHROMIUM):
 		apt-get install --quiet --yes --no-install-recommends chromium
 
 clean:
-	rm -rf $(VENV) $(OLDER_CLIENT) tests/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDER_CLIENT) tests/node/node_modules build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from infer_scaffold.check.rules import RULES
-from infer_scaffold.checklist import PAGES, PATTERNS, Pattern, parse
+from infer_scaffold.checklist import PAGES, PATTERNS, Pattern, folder, parse
 from tests.conftest import Run
-from tests.patterns import FOLDER, pages
+from tests.reference import pattern_page
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = PAGES.removesuffix("docs/patterns/")
@@ -32,9 +32,10 @@ def test_every_pattern_has_a_rule_and_every_rule_a_pattern() -> None:
     assert list(RULES) == [pattern.code for pattern in PATTERNS]
 
 
-def test_heads_and_questions_of_the_pages_are_those_of_the_data() -> None:
-    written = {path.name: path.read_text("utf-8") for path in Path(FOLDER).iterdir()}
-    assert written == pages()
+@every_pattern
+def test_head_and_questions_of_a_page_are_those_of_the_data(pattern: Pattern) -> None:
+    written = (folder() / f"{pattern.code}.md").read_text("utf-8")
+    assert written == pattern_page(pattern, written)
 
 
 @every_pattern
@@ -83,7 +84,8 @@ def test_a_page_says_whether_the_profiles_differ(pattern: Pattern) -> None:
 @every_pattern
 def test_links_into_the_repository_lead_somewhere(pattern: Pattern) -> None:
     links = re.findall(r"\]\(([^)]+)\)", pattern.page)
-    ours = [link.removeprefix(REPOSITORY) for link in links if link.startswith(REPOSITORY)]
+    inside = [link.removeprefix(REPOSITORY) for link in links if link.startswith(REPOSITORY)]
+    ours = [link.partition("#")[0] for link in inside]
 
     assert [link for link in ours if not (ROOT / link).is_file()] == []
     assert [link for link in links if not link.startswith("https://")] == []
@@ -92,7 +94,7 @@ def test_links_into_the_repository_lead_somewhere(pattern: Pattern) -> None:
 
 @pytest.mark.parametrize("missing", ["---\n", "severity: High\n", "## Why\n", "```python\n"])
 def test_a_page_that_lacks_a_part_is_not_read(missing: str) -> None:
-    text = (FOLDER / "IS303.md").read_text("utf-8")
+    text = (folder() / "IS303.md").read_text("utf-8")
     assert parse(text).code == "IS303"
 
     with pytest.raises((ValueError, KeyError)):
@@ -103,9 +105,14 @@ def test_explain_prints_the_page_with_links_that_work_from_a_terminal(run: Run) 
     outcome = run("explain", "is303")
 
     assert (outcome.code, outcome.err) == (0, "")
-    _, _, page = pages()["IS303.md"].split("---\n", maxsplit=2)
-    assert outcome.out == page.lstrip().replace("(IS201.md)", f"({PAGES}IS201.md)")
-    assert f"({PAGES}IS201.md)" in outcome.out
+    _, _, page = (folder() / "IS303.md").read_text("utf-8").split("---\n", maxsplit=2)
+    for relative, whole in (
+        ("(IS201.md)", f"({PAGES}IS201.md)"),
+        ("(../how-to/", f"({REPOSITORY}docs/how-to/"),
+    ):
+        assert relative in page
+        page = page.replace(relative, whole)
+    assert outcome.out == page.lstrip()
 
 
 def test_explain_lists_all_patterns(run: Run) -> None:

@@ -79,7 +79,12 @@ def _root(
 @app.command()
 @_with_question_options(QUESTIONS, defaults=True)
 def new(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of the new project.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="Folder of the new project: new, empty, or a fresh clone."
+        ),
+    ],
     *,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Ask nothing: use the defaults.")
@@ -256,7 +261,9 @@ def check(
     ignore: Annotated[str | None, typer.Option(metavar="CODES", help="Not these patterns.")] = None,
     write_baseline: Annotated[
         bool,
-        typer.Option("--write-baseline", help="Accept what is found now: only new is reported."),
+        typer.Option(
+            "--write-baseline", help="Accept what is found now, and report only what is new."
+        ),
     ] = False,
 ) -> None:
     """Judge the source of a FastAPI service.
@@ -323,7 +330,7 @@ def probe(
         float, typer.Option(metavar="SECONDS", min=1, help="How long to wait for each answer.")
     ] = 60,
     max_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", min=1, help="How long all of it may take.")
+        float, typer.Option(metavar="SECONDS", min=1, help="How long all questions may take.")
     ] = 1800,
     chat_model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model for chat. [default: the first]")
