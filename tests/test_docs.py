@@ -139,6 +139,16 @@ def test_the_settings_of_check(folder: Path) -> None:
     }
 
 
+def test_every_module_of_the_tool_is_explained() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    table = text.partition("| module | what it does |\n")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines()]
+    named = {name for row in rows for name in re.findall(r"`([a-z_/.]+)`", row)}
+    package = ROOT / "src" / "infer_scaffold"
+    modules = {file.name for file in package.glob("[a-z]*.py")}
+    assert named == modules | {f"{each.parent.name}/" for each in package.glob("*/__init__.py")}
+
+
 FIGURES = json.loads((ROOT / "bench" / "results" / "serving.json").read_text())["figures"]
 SERVE, LLAMA, INFINITY = "transformers serve", "llama.cpp server, Q4_K_M", "infinity, defaults"
 BATCHING, OURS = f"{SERVE}, continuous batching", reference.OURS
@@ -169,6 +179,13 @@ def test_the_figures_in_prose_are_those_of_the_results() -> None:
     single = "embeddings 1x1 texts/s"
     assert f"({figure('LitServe', single):.0f} to {figure(OURS, single):.0f} texts" in text
     assert f"from {resident(0)} to {resident(11000)}" in text
+
+    readme = " ".join(README.split())
+    ours, theirs = figure(OURS, sixteen), figure(SERVE, sixteen)
+    assert f"it generates {ours:.0f} tokens a second: {ours / theirs:.0f} times as many" in readme
+    assert f"as with it ({figure(BATCHING, sixteen):.0f}), more than llama.cpp" in readme
+    assert f"llama.cpp ({figure(LLAMA, sixteen):.0f})" in readme
+    assert figure(LLAMA, one) / figure(OURS, one) == pytest.approx(3, abs=0.25)
 
 
 def test_the_size_of_a_service_is_about_what_is_said() -> None:
