@@ -18,7 +18,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
     generate.render(answers, project)
     sys.path.insert(0, str(project / "src"))
     try:
-        from families_server.models import chat, device, loading, params, prompt
+        from families_server.models import chat, device, loading, params, prompt, proof
         from families_server.settings import Settings
 
         yield SimpleNamespace(
@@ -27,6 +27,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             make_engine=loading.make_engine,
             ChatOptions=params.ChatOptions,
             Conversation=prompt.Conversation,
+            proof=proof,
             Settings=Settings,
             save=builders("tiny_chat").save,
             tokenizer=builders("tiny_chat").build_tokenizer(),

@@ -113,3 +113,15 @@ def test_rounding_is_no_reason(family: str, dtype: torch.dtype, package: SimpleN
         engine = package.make_engine(model, package.tokenizer, [0], settings)
         engine.stop()
         assert engine.reason is None
+
+
+@pytest.mark.parametrize("family", [*BATCHED, *ONE_AT_A_TIME])
+def test_a_large_model_of_the_family_comes_to_the_same_verdict(
+    family: str, package: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package.proof, "TOKENS_TIMES_PARAMETERS", 1)  # any model is large
+    model = build(family, (BATCHED | ONE_AT_A_TIME)[family])
+    settings = package.Settings(_env_file=None, kv_cache_tokens=4096)
+    engine = package.make_engine(model, package.tokenizer, [0], settings)
+    engine.stop()
+    assert bool(engine.reason) == (family in ONE_AT_A_TIME), engine.reason

@@ -253,11 +253,11 @@ def test_the_last_position_is_known(tmp_path: Path, family: str, reserved: int) 
 
 
 async def embed_tokens(model: EmbeddingsModel, tokens: list[int]) -> Embeddings:
-    return await model.embed([tokens], Deadline(60))
+    return await model.embed([tokens], deadline=Deadline(60))
 
 
 async def embed_text(model: EmbeddingsModel, text: str) -> Embeddings:
-    return await model.embed([text], Deadline(60))
+    return await model.embed([text], deadline=Deadline(60))
 
 
 def test_a_token_that_the_model_lacks_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from full_server.models import batching, proof
 from full_server.models.loading import make_engine
 from full_server.models.params import SamplingParams
-from full_server.models.proof import obstacle
+from full_server.models.proof import first_of_each_kind, obstacle
 from full_server.models.tokens import Engine
 from full_server.settings import Settings
 
@@ -138,6 +138,55 @@ def test_a_batch_that_computes_something_else_is_not_used(
         assert answer(engine) == expected(folder)
     finally:
         engine.stop()
+
+
+def test_a_large_model_proves_one_layer_of_each_kind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "TOKENS_TIMES_PARAMETERS", 1)  # any model is large
+    model = load(folder)
+    layers = model.model.layers
+    passed: list[int] = []
+    for number, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, number=number: passed.append(number))
+    engine = engine_for(model, folder)
+    try:
+        assert engine.reason is None
+        assert set(passed) == {0}
+        assert model.model.layers is layers
+        assert answer(engine) == expected(folder)
+        assert set(passed) == {0, 1}
+    finally:
+        engine.stop()
+
+
+@pytest.mark.parametrize("fault", [stretch_positions, see_the_neighbours, lose_a_decoded_token])
+def test_a_large_model_that_computes_something_else_is_not_batched(
+    folder: Path, fault: Callable[[Kwargs], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "TOKENS_TIMES_PARAMETERS", 1)
+    model = load(folder)
+    in_batch(model, fault)
+    engine = engine_for(model, folder)
+    try:
+        assert "logits" in str(engine.reason)
+        assert answer(engine) == expected(folder)
+    finally:
+        engine.stop()
+
+
+def test_layers_of_one_kind_count_once() -> None:
+    def build(layer_types: list[str], odd: int | None = None) -> int:
+        plain = [torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in layer_types]
+        if odd is not None:
+            plain[odd].append(torch.nn.ReLU())
+        config = LlamaConfig(num_hidden_layers=len(plain))
+        config.layer_types = layer_types
+        return first_of_each_kind(torch.nn.ModuleList(plain), config)
+
+    assert build(["full"] * 5) == 1
+    assert build(["sliding", "sliding", "full", "sliding", "full"]) == 3
+    assert build(["full"] * 5, odd=3) == 4  # a layer of experts among dense ones
 
 
 def test_a_cache_that_forgets_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 not."""
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,14 +151,17 @@ class ChatModel(Model):
         conversation: Conversation | RawPrompt,
         options: ChatOptions,
         resources: AsyncExitStack,
-        deadline: Deadline,
+        deadline: Deadline | None = None,
     ) -> Answer:
         """Queues a request. Closing `resources` frees all that it holds.
+
+        deadline: without one it takes the time that it takes.
 
         Raises InvalidInput, Overloaded, Unavailable or DeadlineExceeded, and all of it before a
         token is generated.
         """
         loop = asyncio.get_running_loop()
+        deadline = deadline or Deadline(math.inf)
         # Before any work: what is refused has cost nothing.
         answer_tokens = options.max_tokens or self._default_max_tokens
         estimate = (conversation.estimated_tokens + answer_tokens) * options.n

@@ -7,8 +7,13 @@ runs out of memory would otherwise die with every request in it.
 import logging
 
 import torch
-from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
-from transformers.generation.continuous_batching.requests import FutureRequestState, RequestStatus
+from transformers.generation.continuous_batching.continuous_api import (
+    ContinuousBatchingManager,
+)
+from transformers.generation.continuous_batching.requests import (
+    FutureRequestState,
+    RequestStatus,
+)
 
 logger = logging.getLogger(__name__)
 

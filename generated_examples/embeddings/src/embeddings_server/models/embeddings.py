@@ -1,6 +1,7 @@
 """Embeddings: texts or tokens in, one vector each out."""
 
 import asyncio
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -101,13 +102,14 @@ class EmbeddingsModel(Model):
     async def embed(
         self,
         inputs: Sequence[str] | Sequence[Sequence[int]],
-        deadline: Deadline,
         dimensions: int | None = None,
+        deadline: Deadline | None = None,
     ) -> Embeddings:
         """The vectors of texts, or of texts that the client has tokenised itself.
 
         dimensions: keeps the first so many and scales each vector to length 1 again, which is
         what models of the Matryoshka kind are trained for.
+        deadline: without one it takes the time that it takes.
 
         Raises InvalidInput for an input too long or with unknown tokens, Overloaded, Unavailable,
         DeadlineExceeded.
@@ -115,6 +117,7 @@ class EmbeddingsModel(Model):
         if dimensions is not None and dimensions > self._encoder.dimensions:
             size = self._encoder.dimensions
             raise InvalidInput(f"The model's vectors have {size} dimensions.", "dimensions")
+        deadline = deadline or Deadline(math.inf)
         # Before any work: what is refused has cost nothing.
         self._check_sizes(inputs)
         try:

@@ -36,7 +36,7 @@ async def create_embeddings(
 ) -> Response:
     """One vector for each input, in the order of the inputs."""
     async with registry.use(body.model, EmbeddingsModel, deadline) as model:
-        work = model.embed(body.inputs, deadline, body.dimensions)
+        work = model.embed(body.inputs, body.dimensions, deadline)
         embeddings = await until_disconnect(request, work)
     # 2048 vectors of 1024 numbers are 20 MB of JSON: nothing for the event loop.
     content = await asyncio.to_thread(

@@ -23,7 +23,14 @@ from .device import Device
 from .generate import GenerateEngine
 from .grammar import GrammarCompiler
 from .params import SamplingOptions
-from .proof import make_rehearsals, obstacle, plain_logits, prove, sample_tokens
+from .proof import (
+    make_rehearsals,
+    obstacle,
+    plain_logits,
+    prove,
+    sample_tokens,
+    without_repetition,
+)
 from .tokens import Engine
 
 logger = logging.getLogger(__name__)
@@ -116,10 +123,12 @@ def proven_engine(
     """Raises whatever transformers raises for a model that cannot be batched, and what `prove`
     raises for one that answers otherwise in a batch.
     """
-    rehearsals = make_rehearsals(sample_tokens(model, tokenizer, settings.kv_cache_tokens))
-    started = time.monotonic()
-    expected = plain_logits(model, rehearsals)  # before the engine changes the model's attention
-    plain_seconds = time.monotonic() - started
+    tokens = sample_tokens(model, tokenizer, settings.kv_cache_tokens)
+    rehearsals = make_rehearsals(tokens)
+    with without_repetition(model, len(tokens)):
+        started = time.monotonic()
+        expected = plain_logits(model, rehearsals)  # before the engine changes the attention
+        plain_seconds = time.monotonic() - started
     engine = BatchingEngine(
         model,
         eos_token_ids=eos_token_ids,
@@ -130,11 +139,12 @@ def proven_engine(
     )
     started = time.monotonic()
     try:
-        prove(engine, rehearsals, expected, dtype=model.dtype, plain_seconds=plain_seconds)
+        with without_repetition(model, len(tokens)):
+            prove(engine, rehearsals, expected, dtype=model.dtype, plain_seconds=plain_seconds)
     except BaseException:
         engine.discard()
         raise
-    logger.info("batch proved right in %.1f s", plain_seconds + time.monotonic() - started)
+    logger.info("batch proved right in %.2f s", plain_seconds + time.monotonic() - started)
     return engine
 
 

@@ -7,15 +7,16 @@ without an error. So a model is batched after it has shown on its real weights t
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import cycle, islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.modeling_utils import PreTrainedModel
 
-from .batching import BatchingEngine, Rehearsal
+from .batching import PAGE_SIZE, BatchingEngine, Rehearsal
 
 TEXT = (
     "The harbour opens at six in the morning. Two boats come in before the tide turns, and the "
@@ -34,8 +35,7 @@ FEWEST_TOKENS, MOST_TOKENS = 6, 192
 nothing, so that it leaves the first page of the KV cache and a small sliding window behind."""
 
 TOKENS_TIMES_PARAMETERS = 7_000_000_000
-"""Work for a processor in one plain pass. A model of 1B parameters gets the fewest tokens: for all
-passes a processor with two cores takes a few seconds."""
+"""Work for a processor in one plain pass. A model of 1B parameters gets the fewest tokens."""
 
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Largest `distance` between batch and plain pass that is rounding.
@@ -97,6 +97,36 @@ def make_rehearsals(tokens: Sequence[int]) -> list[Rehearsal]:
     passes = 1 + math.ceil((length - chunk + SHORT_PROMPT) / (chunk - 1))
     lengths = (SHORT_PROMPT, passes + 1), (length, LONG_ANSWER)
     return [Rehearsal(tokens[:prompt], tokens[prompt : prompt + n]) for prompt, n in lengths]
+
+
+@contextmanager
+def without_repetition(model: PreTrainedModel, length: int) -> Iterator[None]:
+    """Leaves out the layers that are built like earlier ones, until the block ends.
+
+    Each pass of a processor reads all weights, and layers of one kind are right or wrong together.
+    A prompt of `length` tokens that fills a page of the KV cache passes all layers, because later
+    requests may share the page. So it does on an accelerator, where it costs next to nothing.
+    """
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    if model.device.type != "cpu" or length >= PAGE_SIZE or not isinstance(layers, nn.ModuleList):
+        yield
+        return
+    decoder.layers = layers[: first_of_each_kind(layers, model.config.get_text_config())]
+    try:
+        yield
+    finally:
+        decoder.layers = layers
+
+
+def first_of_each_kind(layers: nn.ModuleList, config: PreTrainedConfig) -> int:
+    """The number of layers, from the first on, among which each kind is found."""
+    attention = getattr(config, "layer_types", None) or [None] * len(layers)
+    kinds = [
+        (kind, *(type(module) for module in layer.modules()))
+        for kind, layer in zip(attention, layers, strict=False)
+    ]
+    return max((kinds.index(kind) + 1 for kind in kinds), default=len(layers))
 
 
 def chunk_size(length: int) -> int:
