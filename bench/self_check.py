@@ -68,18 +68,20 @@ def main() -> None:
             checks.append(seconds(r"proved right in ([\d.]+) s", printed))
     # The first reads the file from the disk, the others from the page cache.
     load, check = statistics.median(loads[1:]), statistics.median(checks[1:])
+    shape = f"Llama 3.2 1B's shape, random weights, float32, {os.cpu_count()} cores"
+    all_loads = ", ".join(f"{each:.1f}" for each in loads)
+    all_checks = ", ".join(f"{each:.2f}" for each in checks)
     text = f"""# Cost of the engine's self-check
 
-A chat model proves at load that its batch computes what a plain forward pass computes. Random weights in the shape of
-Llama 3.2 1B (1.24 billion parameters, float32), {os.cpu_count()} cores ({platform.machine()}), file in the page cache,
-imports of torch and transformers included; median of {RUNS}:
+A chat model proves at load that its batch computes what a plain forward pass computes.
+{shape} ({platform.machine()}), file in the page cache, imports included; median of {RUNS}:
 
 | load | of it the self-check | share |
 |---|---|---|
 | {load:.1f} s | {check:.2f} s | {check / load:.0%} |
 
-Loads: {", ".join(f"{each:.1f}" for each in loads)} s; self-checks: {", ".join(f"{each:.2f}" for each in checks)} s; the first
-read the file from the disk. Again: `.venv/bin/python -m bench.self_check`.
+Loads: {all_loads} s; self-checks: {all_checks} s; the first read the file from the disk.
+Again: `.venv/bin/python -m bench.self_check`.
 """
     RESULT.write_text(text, encoding="utf-8")
     print(text)
