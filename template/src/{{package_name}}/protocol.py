@@ -14,7 +14,7 @@ from typing import Any
 
 from fastapi import status
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .body import LINGER_SECONDS, LINGER_SIZE
 from .errors import APIError, error_response
@@ -31,6 +31,9 @@ FRAMING = 8
 
 PIECE_SIZE = 16 * 1024
 """Bytes that are parsed before they are counted"""
+
+MAX_PIPELINED = 16
+"""Requests of a connection that wait for the one before them to be answered"""
 
 SPARE_CONNECTIONS = 16
 """Connections beyond the limit on which a load balancer may still ask for health"""
@@ -80,6 +83,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """Bytes of the body in the piece that is being parsed"""
     _rest = 0
     """Bytes of the current request since it was answered"""
+    _running: RequestResponseCycle | None = None
+    """The request that is being answered; `cycle` is the one that came last"""
 
     def __init__(self, *args: Any, limit: ConnectionLimit, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -98,6 +103,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         for start in range(0, len(data), PIECE_SIZE):
@@ -139,7 +147,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_timer()
+        if self.transport.is_closing():  # no request after this one will be answered
+            return
         super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
+        elif len(self.pipeline) > MAX_PIPELINED:
+            self.transport.close()
+        else:
+            self.flow.resume_reading()  # or the end of the connection would not be noticed
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)
@@ -151,7 +167,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
+        self._running = following
         if self._answered:
             self._start_timer(LINGER_SECONDS)
 
