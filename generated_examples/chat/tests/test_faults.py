@@ -244,27 +244,20 @@ def any_folder(request: pytest.FixtureRequest, folder: Path) -> Path:
     return folder
 
 
-def hang() -> None:
-    time.sleep(30)
+def engine_of(client: TestClient) -> Any:
+    return registry_of(client).models["tiny-chat"]._engine
 
 
-def leave() -> None:
-    raise SystemExit
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("end", [hang, leave])
-def test_inference_that_hangs_or_ends_is_replaced(
-    make_client: Callable[..., TestClient], any_folder: Path, end: Callable[[], None]
+def test_inference_that_hangs_is_replaced(
+    make_client: Callable[..., TestClient], any_folder: Path
 ) -> None:
     with (
         make_client(chat_model=str(any_folder), stall_seconds=3) as client,
         ThreadPoolExecutor() as clients,
     ):
         assert ask(client).status_code == 200
-        registry = registry_of(client)
-        engine = registry._entries["tiny-chat"].model._engine
-        engine._model.forward = lambda *_, **__: end()
+        engine = engine_of(client)
+        engine._model.forward = lambda *_, **__: time.sleep(30)
         started = time.monotonic()
         answers = [clients.submit(ask, client) for _ in range(3)]
         # A request may come late enough for the model that takes its place.
@@ -275,8 +268,59 @@ def test_inference_that_hangs_or_ends_is_replaced(
         assert time.monotonic() - started < 12
         assert not engine.alive
         wait_until(lambda: ask(client).status_code == 200)
-        assert registry._entries["tiny-chat"].model._engine is not engine
-        assert registry.dead == []
+        assert engine_of(client) is not engine
+        assert registry_of(client).dead == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
+def test_inference_that_ends_is_replaced(
+    make_client: Callable[..., TestClient], any_folder: Path, end: type[BaseException]
+) -> None:
+    def leave(*_: object, **__: object) -> None:
+        time.sleep(0.5)  # until all requests are there
+        raise end
+
+    with (
+        make_client(chat_model=str(any_folder), request_timeout_seconds=20) as client,
+        ThreadPoolExecutor() as clients,
+    ):
+        assert ask(client).status_code == 200
+        engine = engine_of(client)
+        away = any_folder.rename(any_folder.with_name("away"))  # what is not there is not loaded
+        engine._model.forward = leave
+        started = time.monotonic()
+        answers = [clients.submit(ask, client) for _ in range(3)]
+        for answer in answers:
+            assert_unavailable(answer.result())
+        assert time.monotonic() - started < 4  # of which the service looks once a second
+        assert not engine.alive
+        assert client.get("/health/ready").status_code == 503
+        assert client.get("/health/live").status_code == 200
+
+        away.rename(any_folder)
+        wait_until(lambda: ask(client).status_code == 200)
+        assert engine_of(client) is not engine
+        assert client.get("/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize(("part", "method"), [("_prompts", "encode"), ("_grammars", "form")])
+def test_no_thread_takes_the_service_with_it(
+    make_client: Callable[..., TestClient], part: str, method: str, end: type[BaseException]
+) -> None:
+    def leave(*_: object, **__: object) -> None:
+        raise end
+
+    with make_client() as client:
+        assert ask(client).status_code == 200
+        owner = getattr(registry_of(client).models["tiny-chat"], part)
+        setattr(owner, method, leave)
+        failed = ask(client, **JSON_ANSWER)
+        assert failed.status_code == 500
+        assert failed.json()["error"]["code"] == "internal_error"
+        delattr(owner, method)  # the instance's
+        assert ask(client, **JSON_ANSWER).status_code == 200
 
 
 def test_an_idle_model_does_not_hang(

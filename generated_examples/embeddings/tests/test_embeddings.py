@@ -206,6 +206,40 @@ def test_one_deadline_for_all_waits(make_client: Callable[..., TestClient]) -> N
         assert late.elapsed.total_seconds() < 1.9
 
 
+@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
+def test_a_thread_that_ends_fails_its_requests_alone(
+    make_client: Callable[..., TestClient], tmp_path: Path, end: type[BaseException]
+) -> None:
+    def leave(*_: object) -> None:
+        raise end
+
+    folder = build_embeddings_model(tmp_path / "tiny-embeddings")
+    request = {"model": "tiny-embeddings", "input": "word"}
+    with make_client(embeddings_model=str(folder), request_timeout_seconds=20) as client:
+
+        def ask() -> int:
+            return client.post("/v1/embeddings", json=request).status_code
+
+        assert ask() == 200
+        app: Any = client.app
+        model = app.state.registry.models["tiny-embeddings"]
+        model._tokenize = leave
+        assert ask() == 500
+        del model._tokenize  # the instance's
+        assert ask() == 200
+
+        away = folder.rename(folder.with_name("away"))  # what is not there is not loaded
+        model._batcher._compute = leave
+        started = time.monotonic()
+        assert ask() == 503
+        assert time.monotonic() - started < 2
+        assert not model.alive
+        assert client.get("/health/ready").status_code == 503
+        away.rename(folder)
+        wait_until(lambda: ask() == 200)
+        assert client.get("/health/ready").status_code == 200
+
+
 def cut(folder: Path, keep: Callable[[str], bool]) -> Path:
     """Takes weights out of a model's file."""
     weights = load_file(folder / "model.safetensors")

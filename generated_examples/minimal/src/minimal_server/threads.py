@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -34,16 +35,31 @@ async def run_in_thread(function: Callable[[], T]) -> T:
     def run() -> None:
         value, error = None, None
         try:
-            value = function()
+            value = contained(function)
         except Exception as problem:
             error = problem
-        except BaseException as problem:  # a panic in Rust, or sys.exit(): no end for the service
-            error = RuntimeError(f"{type(problem).__name__}: {problem}")
         with suppress(RuntimeError):  # the loop has been closed
             loop.call_soon_threadsafe(settle, value, error)
 
     WorkThread(target=run, daemon=True).start()
     return await result
+
+
+async def run_in_pool(pool: Executor, function: Callable[[], T]) -> T:
+    """The result of `function`, which waits for a thread of the pool."""
+    return await asyncio.get_running_loop().run_in_executor(pool, contained, function)
+
+
+def contained(function: Callable[[], T]) -> T:
+    """The result of `function`. It raises nothing but an Exception: a panic in Rust or sys.exit(),
+    handed on to the event loop, would end the service.
+    """
+    try:
+        return function()
+    except Exception:
+        raise
+    except BaseException as problem:
+        raise RuntimeError(f"{type(problem).__name__}: {problem}") from problem
 
 
 def threads_left() -> list[threading.Thread]:

@@ -7,10 +7,12 @@ import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from ..deadline import Deadline
 from ..settings import Settings
+from ..threads import run_in_pool
 from .admission import Admission
 from .base import Model
 from .device import Device
@@ -160,7 +162,6 @@ class ChatModel(Model):
         Raises InvalidInput, Overloaded, Unavailable or DeadlineExceeded, and all of it before a
         token is generated.
         """
-        loop = asyncio.get_running_loop()
         deadline = deadline or Deadline(math.inf)
         # Before any work: what is refused has cost nothing.
         answer_tokens = options.max_tokens or self._default_max_tokens
@@ -169,8 +170,8 @@ class ChatModel(Model):
         try:
             async with asyncio.timeout_at(deadline.time):
                 grammar = await self._compile_grammar(options)
-                prompt, params = await loop.run_in_executor(
-                    self._executor, self._prepare, conversation, options, grammar
+                prompt, params = await run_in_pool(
+                    self._executor, partial(self._prepare, conversation, options, grammar)
                 )
         except TimeoutError as error:
             raise DeadlineExceeded(deadline.seconds) from error
@@ -221,9 +222,7 @@ class ChatModel(Model):
             raise Overloaded("Too many schemas wait to be compiled.")
         self._grammars_waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._grammar_executor, self._grammar, options
-            )
+            return await run_in_pool(self._grammar_executor, partial(self._grammar, options))
         finally:
             self._grammars_waiting -= 1
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from ..deadline import Deadline
 from ..settings import Settings
+from ..threads import run_in_pool
 from .admission import Admission
 from .base import Model
 from .batcher import Batcher
@@ -123,9 +124,7 @@ class EmbeddingsModel(Model):
         try:
             with self._admission.enter(estimate_tokens(inputs)) as place:
                 async with asyncio.timeout_at(deadline.time):
-                    tokenized = await asyncio.get_running_loop().run_in_executor(
-                        self._executor, self._tokenize, inputs
-                    )
+                    tokenized = await run_in_pool(self._executor, partial(self._tokenize, inputs))
                     place.tokens = sum(map(len, tokenized))
                     rows = await self._batcher.submit(tokenized)
                     vectors = await asyncio.to_thread(stack, rows, dimensions)
