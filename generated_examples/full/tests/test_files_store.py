@@ -188,6 +188,28 @@ async def test_one_of_many_files_costs_little(store: FileStore, folder: Path) ->
     assert time.monotonic() - started < 0.5
 
 
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+async def test_a_page_reads_its_own_files_alone(folder: Path, kind: str) -> None:
+    store = FileStore(folder.as_uri() if kind == "folder" else "memory://")
+    files = [await save(store, b"x") for _ in range(50)]
+    read: list[str] = []
+    retrieve = store.retrieve
+
+    async def retrieve_and_note(file_id: str) -> StoredFile:
+        read.append(file_id)
+        return await retrieve(file_id)
+
+    store.retrieve = retrieve_and_note  # type: ignore[method-assign]
+    newest_first = files[::-1]
+    for order, expected in (("asc", files), ("desc", newest_first)):
+        for start in (0, 20, 47):
+            after = expected[start - 1].id if start else None
+            read.clear()
+            page = await store.list_files(limit=3, after=after, order=order)  # type: ignore[arg-type]
+            assert page == (expected[start : start + 3], start < 47)
+            assert sorted(read) == sorted(file.id for file in expected[start : start + 4])
+
+
 def test_ids_sort_by_time() -> None:
     ids = []
     for _ in range(100):

@@ -177,7 +177,8 @@ class FileStore:
             ids = [id_ for id_ in ids if (id_ < after if order == "desc" else id_ > after)]
         found: list[StoredFile] = []
         while ids and len(found) <= limit:
-            count = min(CONCURRENT_READS, limit + 1 - len(found))
+            # With a purpose, none of those that are read may belong to the page.
+            count = CONCURRENT_READS if purpose else min(CONCURRENT_READS, limit + 1 - len(found))
             batch, ids = ids[:count], ids[count:]
             files = await asyncio.gather(*(self._retrieve_if_there(id_) for id_ in batch))
             found += [file for file in files if file and purpose in (None, file.purpose)]
