@@ -29,6 +29,9 @@ async def slow_events(closed: list[str], pause: float) -> AsyncGenerator[bytes]:
         closed.append("events")
 
 
+SCOPE: dict[str, Any] = {"type": "http", "http_version": "1.1", "headers": []}
+
+
 async def run(
     response: EventStream, disconnect_after: float = 60, http_version: str = "1.1"
 ) -> list[Message]:
@@ -41,8 +44,7 @@ async def run(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope: dict[str, Any] = {"type": "http", "http_version": http_version}
-    await response(scope, receive, send)
+    await response(SCOPE | {"http_version": http_version}, receive, send)
     return sent
 
 
@@ -100,7 +102,7 @@ async def test_resources_are_freed_even_if_nothing_was_ever_sent() -> None:
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        await stream(closed)({"type": "http", "http_version": "1.1"}, receive, broken_send)
+        await stream(closed)(SCOPE, receive, broken_send)
     assert closed == ["resources"]
 
 
@@ -117,7 +119,7 @@ async def cut_off(sent: list[Message], send_seconds: float = 0.0) -> None:
         sent.append(message)
 
     response = stream([], pause=0.01)
-    running = asyncio.create_task(response({"type": "http", "http_version": "1.1"}, receive, send))
+    running = asyncio.create_task(response(SCOPE, receive, send))
     while len(sent) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0)
     running.cancel()
