@@ -1,4 +1,4 @@
-"""What breaks, breaks alone: clients are told, the service stays up, and the model comes back."""
+"""Faults stay contained: clients get an error, the service stays up, and the model is reloaded."""
 
 import json
 import shutil
@@ -114,7 +114,7 @@ def slow_schema(number: int) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "s", "schema": {"allOf": patterns}}}
 
 
-def test_a_grammar_holds_nobody_else_up(make_client: Callable[..., TestClient]) -> None:
+def test_a_slow_grammar_delays_no_other_request(make_client: Callable[..., TestClient]) -> None:
     with make_client() as client, ThreadPoolExecutor() as clients:
         assert ask(client).status_code == 200
         slow = [

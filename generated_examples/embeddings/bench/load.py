@@ -19,7 +19,7 @@ WORDS = "the quick brown fox jumps over the lazy dog and runs into the deep dark
 
 @dataclass(frozen=True)
 class Sample:
-    """What one request brought."""
+    """The measurements of one request."""
 
     first: float
     """Seconds until the first text arrived"""
@@ -31,7 +31,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Round:
-    """What all requests of one concurrency brought."""
+    """The measurements of all requests of one concurrency."""
 
     samples: list[Sample]
     seconds: float

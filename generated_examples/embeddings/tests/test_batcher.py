@@ -249,7 +249,7 @@ async def test_what_fails_or_is_given_up_leaves_nothing_behind(
     assert len(compute.batches) < 10
 
 
-async def test_what_nobody_waits_for_is_not_computed(batcher: Batcher, compute: Compute) -> None:
+async def test_what_was_given_up_is_not_computed(batcher: Batcher, compute: Compute) -> None:
     compute.gate.clear()
     first = asyncio.create_task(batcher.submit([text(1)]))
     await compute.wait_until_running()

@@ -150,7 +150,7 @@ def test_what_is_no_body_is_cut_off(
                     sent += len(pieces)
                 slowest = max(slowest, seconds_of_an_answer(server))
                 largest = max(largest, server.resident_bytes())
-    # What the kernel takes in on both sides is not what the server has read.
+    # Buffers of the kernel on both sides take bytes that the server has not read.
     assert sent < most + 10_000_000
     assert max(largest, server.resident_bytes()) - before < 20_000_000
     assert max(slowest, seconds_of_an_answer(server)) < 2

@@ -177,7 +177,7 @@ def test_tokens_that_wait_are_bounded_too(make_client: Callable[..., TestClient]
 
         with ThreadPoolExecutor(4) as clients:
             statuses = set(clients.map(ask, range(4)))
-        # Whoever comes first finds an idle model, which takes whatever comes.
+        # The first request finds an idle model, which accepts any size.
         assert statuses == {200, 429}
 
 

@@ -97,7 +97,7 @@ class Server:
 
 
 def wait_until(condition: Callable[[], T | None], seconds: float = 60) -> T:
-    """What `condition` returns as soon as that is true. Machines are slow at times."""
+    """The first true result of `condition`. Machines are slow at times."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if result := condition():

@@ -1,4 +1,4 @@
-"""How much work may be in flight."""
+"""The limits of the work in flight."""
 
 import pytest
 

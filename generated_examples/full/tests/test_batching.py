@@ -1,4 +1,4 @@
-"""The batching engine: every request as if it were alone, and nobody left waiting."""
+"""The batching engine: every request is answered, and as if it were alone."""
 
 import asyncio
 from collections.abc import Callable, Iterator

@@ -286,7 +286,7 @@ def test_what_is_too_deep_for_the_template_is_a_400(api: OpenAI) -> None:
     "extreme",
     [{"temperature": 1e-40}, {"extra_body": {"top_k": 2**63}}, {"seed": -(2**70)}],
 )
-def test_extreme_numbers_harm_nobody(api: OpenAI, extreme: dict[str, Any]) -> None:
+def test_extreme_numbers_do_no_harm(api: OpenAI, extreme: dict[str, Any]) -> None:
     for params in (extreme, {}):
         answer = api.chat.completions.create(
             model="tiny-chat", messages=HELLO, max_tokens=3, **params

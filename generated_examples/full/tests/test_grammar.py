@@ -93,7 +93,7 @@ def answers(grammar: Grammar, count: int = 20) -> list[str]:
 
 
 def follows(grammar: Grammar, text: str) -> bool:
-    """Whether the answer may be this text and end there."""
+    """True if the answer may be this text and end there."""
     matcher = grammar.matcher()
     for token in TOKENIZER.encode(text, add_special_tokens=False):
         if token not in allowed(matcher):

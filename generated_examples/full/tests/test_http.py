@@ -458,7 +458,7 @@ async def test_slow_routes_of_the_owner_do_not_hold_up_health(
 
 
 def ask(connection: HTTPConnection) -> bool:
-    """Whether the connection that is open still answers."""
+    """True if the open connection still answers."""
     connection.request("GET", "/v1/models")
     connection.auto_open = 0  # another one is not what the test is about
     try:

@@ -43,7 +43,7 @@ def document() -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
             del operation["responses"]["default"]  # a status that is not listed is a failure
-    schemas = document["components"]["schemas"]  # nobody guesses the name of a model
+    schemas = document["components"]["schemas"]  # the name of a model cannot be guessed
     for name in ("ChatRequest", "CompletionRequest"):
         schemas[name]["properties"]["model"]["enum"] = ["tiny-chat"]
     schemas["EmbeddingsRequest"]["properties"]["model"]["enum"] = ["tiny-embeddings"]

@@ -138,5 +138,5 @@ async def test_a_stream_that_is_cut_off_says_so_and_ends() -> None:
 async def test_a_client_that_stopped_reading_does_not_hold_up_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("full_server.sse.GOODBYE_SECONDS", 0.01)
+    monkeypatch.setattr("full_server.sse.LAST_EVENT_SECONDS", 0.01)
     await asyncio.wait_for(cut_off([], send_seconds=60), 5)

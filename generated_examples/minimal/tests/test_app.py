@@ -1,4 +1,4 @@
-"""What every request passes: errors, ids, keys, limits, and the way in and out."""
+"""The layers around all routes: errors, ids, keys, limits, start and shutdown."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What people, kubelets and load balancers are told."""
+"""The health endpoints, for people, kubelets and load balancers."""
 
 import os
 import time

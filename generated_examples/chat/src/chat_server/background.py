@@ -1,4 +1,4 @@
-"""Work that goes on beside the requests."""
+"""Periodic work beside the requests."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ logger = logging.getLogger(__name__)
 
 
 async def repeat(seconds: float, action: Callable[[], Awaitable[object]]) -> None:
-    """Runs `action` now and again and again, `seconds` apart, until it is cancelled."""
+    """Runs `action` now and then every `seconds`, until it is cancelled."""
     try:
         while True:
             try:

@@ -1,4 +1,4 @@
-"""What every request passes, as plain ASGI.
+"""The middleware around all routes, as plain ASGI.
 
 Not `@app.middleware("http")`: it hides a client's disconnect from the routes, so work for clients
 that are long gone would go on.
@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("access")
 
 CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for the access log: nobody was there to take the answer."""
+"""nginx's status in the access log for a client that closed the connection before the answer"""
 
 HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
 DOCS_PATHS = ("/docs", "/openapi.json")
 
 
 def asks_for_health(scope: Scope) -> bool:
-    """Whether a load balancer may be asking, which has no key and wants to know of a shutdown."""
+    """True for the health paths, which load balancers call without a key and during a shutdown."""
     path: str = scope["path"]
     return path.rstrip("/") in HEALTH_PATHS
 
@@ -123,7 +123,7 @@ class RequestContextMiddleware:
 
 
 class OriginMiddleware(CORSMiddleware):
-    """CORS: the pages of which origins may read answers. Around all that answers, errors too.
+    """CORS: which origins' pages may read answers. It is outside of all middleware that answers.
 
     Without credentials, which are cookies: a key is a header that the page itself sends.
     """
@@ -154,7 +154,7 @@ class OriginMiddleware(CORSMiddleware):
 
 
 class ErrorMiddleware:
-    """Answers with a 500 what nobody else has caught."""
+    """Logs exceptions that no handler has caught, and answers with a 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -183,9 +183,9 @@ class ErrorMiddleware:
 
 
 class TrustedHostMiddleware:
-    """Refuses requests to another host than the given ones, health aside: kubelets ask by address.
+    """Refuses requests to hosts that are not listed, except for health: kubelets use addresses.
 
-    A page whose name a hostile DNS server points to this address would else read what it likes.
+    It stops DNS rebinding: a page whose own name resolves to this address could read answers.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
@@ -215,12 +215,12 @@ class TrustedHostMiddleware:
 
 
 class CrossSiteMiddleware:
-    """Refuses what a page of another site may send without asking: uploads and WebSockets.
+    """Refuses requests that pages of other sites can send without a preflight: forms, WebSockets.
 
     For a service without keys, which any page in a browser of its network can reach.
     """
 
-    UNASKED = ("", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
+    NO_PREFLIGHT = ("", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
     """Types of bodies for which a browser sends no CORS preflight"""
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
@@ -234,7 +234,7 @@ class CrossSiteMiddleware:
             return False
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         is_read = scope.get("method") in ("GET", "HEAD", "OPTIONS")
-        if is_read or (scope["type"] == "http" and media_type not in self.UNASKED):
+        if is_read or (scope["type"] == "http" and media_type not in self.NO_PREFLIGHT):
             return False
         site = headers.get("sec-fetch-site")  # where it is missing, the page is not on HTTPS
         if site is not None:
@@ -278,7 +278,7 @@ def matches(scope: Scope, path: str) -> Iterator[tuple[Match, bool]]:
 
 
 def route_path(scope: Scope) -> str:
-    """The path of the route that is meant, or the path as it is where none is."""
+    """The path of the route that is meant, or the path unchanged if there is none."""
     path: str = scope["path"]
     bare = path.rstrip("/")
     for candidate in (bare, f"{bare}/") if bare else ():
@@ -286,7 +286,7 @@ def route_path(scope: Scope) -> str:
         for _, mounted in matches(scope, candidate):
             if not mounted:
                 return candidate
-        if mounted:  # what is below a mounted app is its own to tell
+        if mounted:  # paths below a mounted app are for that app to resolve
             return path if path.startswith(candidate) else candidate
     return path
 
@@ -318,8 +318,8 @@ class DrainMiddleware:
         except asyncio.CancelledError:
             if not self.drain.draining:
                 raise
-            # The drain time is over. Who has not got a status yet gets one that is worth a retry;
-            # a stream has said so in its last event, and of a download uvicorn cuts the connection.
+            # The drain time is over. A request without a status yet gets one that is worth a retry;
+            # a stream has sent its error event, and uvicorn closes the connection of a download.
             if not started:
                 await refuse(shutting_down(), scope, receive, send)
             elif scope["type"] == "websocket":

@@ -1,6 +1,6 @@
-"""uvicorn's HTTP/1.1 with what it lacks: bounds on what a connection may send that is no body, on
-what it sends after its answer, and on the number of connections; and the envelope around what it
-says itself.
+"""uvicorn's HTTP/1.1 with limits that it lacks: bytes of a connection that are not part of a body,
+bytes after an early answer, pipelined requests, and the number of connections. Its own error
+responses get the envelope.
 
 A client that never sends the end of its headers would keep its connection for ever, and whatever it
 has sent of them in memory.
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 HEAD_SECONDS = 10.0
 HEAD_SIZE = 64 * 1024
-"""Bytes of a request that are not its body: the head, the framing of chunks, trailers"""
+"""Limit of a request's bytes that are not its body: the head, the framing of chunks, trailers"""
 
 FRAMING = 8
-"""Bytes of framing that a byte of the body may have besides. A chunk of one byte has five."""
+"""Bytes of framing that are allowed for each byte of the body. A chunk of one byte has five."""
 
 PIECE_SIZE = 16 * 1024
 """Bytes that are parsed before they are counted"""
@@ -42,28 +42,28 @@ SECONDS_BETWEEN_WARNINGS = 10.0
 
 
 class ConnectionLimit:
-    """Connections that one server may have, and when it last said that there were more."""
+    """Limit of the connections of one server, with a warning at most every few seconds."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._quiet_until = 0.0
+        self._next_warning = 0.0
 
     def warn(self) -> None:
         now = time.monotonic()
-        if now >= self._quiet_until:
-            self._quiet_until = now + SECONDS_BETWEEN_WARNINGS
+        if now >= self._next_warning:
+            self._next_warning = now + SECONDS_BETWEEN_WARNINGS
             logger.warning("more than %d connections: new ones are refused", self.most)
 
 
 def connection_limit(wanted: int) -> ConnectionLimit:
     """`wanted` connections, or as many as the open files of this process allow.
 
-    Without a file descriptor left, the operating system's part of the event loop drops new
-    connections without a word, health checks included.
+    Without a free file descriptor, the event loop drops new connections without an answer or a
+    line in the log, health checks included.
     """
     try:
         import resource
-    except ImportError:  # Windows, where no such limit is
+    except ImportError:  # Windows has no such limit
         return ConnectionLimit(wanted)
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
@@ -96,7 +96,7 @@ class BoundedProtocol(HttpToolsProtocol):
         excess = len(self.connections) - self._limit.most
         if excess > 0:
             self._limit.warn()
-            self.app = health_alone(self.app)
+            self.app = health_only(self.app)
         if excess > SPARE_CONNECTIONS:
             self._refuse(too_many_connections())
 
@@ -112,7 +112,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._parse(data[start : start + PIECE_SIZE])
             if self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return
-        # uvicorn has stopped the timer for any data, and starts it after an answer alone.
+        # uvicorn stops its idle timer at any data, and starts it again only after an answer.
         idle = self.cycle is not None and self.cycle.response_complete and not self._in_message
         if idle and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -130,7 +130,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _answered(self) -> bool:
-        """The request at hand has its answer, though it has not ended."""
+        """The current request has been answered before all of it has arrived."""
         in_body = self._in_message and not self._in_head
         return in_body and self.cycle is not None and self.cycle.response_complete
 
@@ -141,7 +141,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._start_timer(HEAD_SECONDS)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # not a trailer: nobody reads those, and uvicorn would keep them
+        # Trailers are dropped: no route reads them, and uvicorn would keep them in memory.
+        if self._in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -177,7 +178,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(APIError(status.HTTP_400_BAD_REQUEST, msg, code="invalid_http"))
 
     def _refuse(self, error: APIError) -> None:
-        """Answers without a request, and closes the connection."""
+        """Sends an error that answers no request, and closes the connection."""
         response = error_response(error)
         response.headers["connection"] = "close"
         reason = HTTPStatus(response.status_code).phrase
@@ -196,8 +197,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = None
 
 
-def health_alone(app: ASGIApp) -> ASGIApp:
-    """The service as a connection beyond the limit sees it."""
+def health_only(app: ASGIApp) -> ASGIApp:
+    """The app for connections beyond the limit: answers health, refuses everything else."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and asks_for_health(scope):

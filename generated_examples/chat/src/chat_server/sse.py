@@ -20,8 +20,8 @@ PING = b": ping\n\n"
 """A comment: clients skip it, proxies see that the connection lives."""
 
 
-GOODBYE_SECONDS = 1.0
-"""For the last event of a stream that is cut off: its client may have stopped reading."""
+LAST_EVENT_SECONDS = 1.0
+"""Time to send the last event of a stream that is cut off: its client may have stopped reading"""
 
 
 def event(data: BaseModel) -> bytes:
@@ -30,9 +30,9 @@ def event(data: BaseModel) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """A stream of events that nothing on the way holds back, with a heartbeat in its silences.
+    """A stream of events that proxies do not buffer, with a comment after each long silence.
 
-    Whatever can fail with a status of its own has to fail before this response is returned.
+    Errors that have a status of their own must be raised before this response is returned.
     """
 
     media_type = "text/event-stream"
@@ -68,8 +68,8 @@ class EventStream(StreamingResponse):
             # Only the shutdown cancels requests. The client learns that its answer is not whole.
             if started:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(GOODBYE_SECONDS):
-                        await say_goodbye(send)
+                    async with asyncio.timeout(LAST_EVENT_SECONDS):
+                        await send_shutdown_event(send)
             raise
 
     async def stream_response(self, send: Send) -> None:
@@ -106,12 +106,12 @@ class EventStream(StreamingResponse):
 
 
 def wants_close(scope: Scope) -> bool:
-    """Whether the client closes the connection after the answer; the server then says so too."""
+    """True if the client asks for `Connection: close`, which the response must then repeat."""
     options = Headers(scope=scope).get("connection", "").lower().split(",")
     return "close" in map(str.strip, options)
 
 
-async def say_goodbye(send: Send) -> None:
+async def send_shutdown_event(send: Send) -> None:
     error = event(envelope_for(shutting_down()))
     await send({"type": "http.response.body", "body": error, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

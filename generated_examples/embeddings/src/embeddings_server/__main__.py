@@ -44,8 +44,8 @@ class DrainingServer(uvicorn.Server):
 
 
 def check_device(settings: Settings) -> None:
-    """Ends the process where the device that was asked for is missing. `auto` and the CPU need no
-    look, which would take the seconds of importing torch.
+    """Ends the process where the device that was asked for is missing. `auto` and the CPU are not
+    checked: that would import torch, which takes seconds.
     """
     if settings.device in ("auto", "cpu"):
         return
@@ -58,7 +58,7 @@ def check_device(settings: Settings) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """True for an address that only this machine can reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -75,7 +75,7 @@ def main() -> None:
         raise SystemExit(2) from None
     configure_logging(settings.log_format, settings.log_level)
     for sentence in misspelt():
-        # No end: Kubernetes and other tools put variables of their own there.
+        # Not an error: Kubernetes and other tools set variables with this prefix too.
         logger.warning(sentence)
     check_device(settings)
     if not settings.api_keys and not is_loopback(settings.host):

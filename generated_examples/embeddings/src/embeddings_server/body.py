@@ -1,4 +1,4 @@
-"""What the body of a request may cost: its size, its parsing, and the wait for its next piece."""
+"""Limits of a request's body: its size, the cost of parsing it, and the wait for its next piece."""
 
 import asyncio
 import time
@@ -12,30 +12,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import APIError, error_response
 
 MAX_STRUCTURE = 1_000_000
-"""Of a JSON body, see `structure`: at most 50 ms in which the event loop does nothing else"""
+"""Limit of `structure` for a JSON body: parsing it blocks the event loop for at most 50 ms"""
 
 SMALL = 64 * 1024
 LARGE_BODIES = 16
-"""JSON bodies are in memory as a whole. All that are not small have room together for so many of
-the largest size; stalled ones leave the room of the small ones alone.
+"""JSON bodies are kept in memory. All those above SMALL together may take as much as LARGE_BODIES
+of the largest size, so that large bodies that stall leave room for small ones.
 """
 
 LINGER_SECONDS = 5.0
 LINGER_SIZE = 8 * 1024 * 1024
-"""For the rest of a request that was answered before its end. A client that still sends when its
-connection is closed may never see the answer.
+"""Limits of reading on after an answer that came before the end of its request. A client that still
+sends when its connection is closed may never see the answer.
 """
 
 SLOW_SECONDS = 10.0
 MIN_RATE = 500
-"""Bytes a second that a client sends on average, once it was waited for SLOW_SECONDS. Its longest
-pause counts for itself. (Apache's mod_reqtimeout asks for as much.)
+"""Lowest average of bytes a second, after SLOW_SECONDS of waiting, the longest pause not counted.
+(Apache's mod_reqtimeout has the same default.)
 """
 
 
 def structure(body: bytes) -> int:
-    """What parsing and validating costs, in commas: 20 for a member of an object, 5 for a list or
-    an object. Only time tells text from structure, so text with these characters counts as well.
+    """Cost of parsing and validating, in commas: 20 for a member of an object, 5 for a list or an
+    object. These characters count inside of strings too, as telling them apart needs a parser.
     """
     opened = body.count(b"[") + body.count(b"{")
     return 20 * body.count(b":") + 5 * opened + body.count(b",")
@@ -102,7 +102,7 @@ class Body:
         self._complete = self._refused = self._answered = False
 
     async def receive(self) -> Message:
-        if self._complete:  # what comes next is the client's disconnect, and that may take hours
+        if self._complete:  # the next message is the client's disconnect, hours later at times
             return await self._receive()
         try:
             message = await self._wait_for_piece()

@@ -1,6 +1,7 @@
-"""What the lifespan creates once and the routes ask for.
+"""Dependencies of the routes: the objects that the lifespan creates once for the service.
 
-It is kept in `app.state`: not every host of ASGI apps hands the state of a lifespan to the requests.
+They are kept in `app.state`, as not every host of ASGI apps hands the state of a lifespan to the
+requests.
 The functions are `async def`, though they await nothing: others take a thread of a small pool.
 """
 

@@ -1,4 +1,4 @@
-"""Work for a client that is gone helps nobody."""
+"""Cancels the work for a client that has disconnected."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -13,7 +13,7 @@ T = TypeVar("T")
 async def until_disconnect(request: Request[Any], work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled as soon as the client goes away.
 
-    A route that answers with a stream needs none of this: the stream's response watches itself.
+    A route that streams does not need this: its response watches for the disconnect itself.
     Raises ClientDisconnect. The request's body must have been read.
     """
     task = asyncio.create_task(work)

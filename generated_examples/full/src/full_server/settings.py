@@ -1,4 +1,4 @@
-"""Every knob of the service, typed and described: INFER_* in the environment or in `.env`."""
+"""Every setting of the service, typed and described: INFER_* in the environment or in `.env`."""
 
 import difflib
 import re
@@ -168,8 +168,8 @@ def variables() -> set[str]:
 
 
 def misspelt() -> Iterator[str]:
-    """A sentence on each variable of the environment and of `.env` that is not read but seems to
-    be meant as a setting: what begins with INFER_, or nearly is the name of one.
+    """A sentence about each variable in the environment or `.env` that is probably a misspelt
+    setting: one that begins with INFER_ or resembles the name of a setting, and is not read.
     """
     known = variables()
     given = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}

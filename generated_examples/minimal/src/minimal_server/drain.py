@@ -1,6 +1,6 @@
-"""Leaving without cutting answers off.
+"""Shutdown that lets requests in flight finish.
 
-At SIGTERM a service first says that it is not ready, so that the load balancer looks elsewhere,
+At SIGTERM a service first says that it is not ready, so that the load balancer takes it out,
 then finishes what it has begun, and only then takes its models down. uvicorn alone closes the
 port at once and runs the lifespan's exit before streams that overstay have seen their
 cancellation; the models would be gone under them.
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Drain:
-    """Knows the requests in flight, and whether new ones are still welcome."""
+    """Counts the requests in flight, and holds whether new ones are still accepted."""
 
     def __init__(self) -> None:
         self.draining = False

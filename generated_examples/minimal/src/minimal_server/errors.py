@@ -53,13 +53,13 @@ METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 LONG_WORD = re.compile(r"([^\s'\"]{64})[^\s'\"]{16,}")
 MAX_MESSAGE = 1000
 MAX_ENDPOINTS = 20
-"""Of a message: how much of what a client sent, and of what this service has, it may repeat"""
+"""Limits of an error message: its characters, and the endpoints that it lists"""
 
 OBJECT_TYPES = ("dict_type", "model_attributes_type", "model_type")
 """pydantic's errors where an object was wanted"""
 
 NOT_PARSED = "There was an error parsing the body"
-"""FastAPI's words for everything that parsing can raise"""
+"""Message of the HTTPException that FastAPI raises for any error while it parses a body"""
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The last is the limit of one file, by `ulimit -f` or by the file system"""
@@ -68,14 +68,14 @@ FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
 def bounded(text: str) -> str:
-    """`text` with its middle and its longest words cut: it may repeat what a client sent."""
+    """`text` with its middle and its longest words cut, as it may repeat input of the client."""
     if len(text) > MAX_MESSAGE:
         text = f"{text[: MAX_MESSAGE - 200]} … {text[-200:]}"
     return LONG_WORD.sub(r"\1…", text)
 
 
 class ErrorDetail(BaseModel):
-    message: str = Field(description="What is wrong, for a person")
+    message: str = Field(description="Explanation for a person")
     type: str = Field(description="Class of the error")
     param: str | None = Field(None, description="Field of the request that is to blame")
     code: str | None = Field(None, description="Stable name of the error, for a program")
@@ -142,7 +142,7 @@ def from_model_error(error: model_errors.ModelError) -> APIError:
                 headers={"Retry-After": str(error.retry_after)},
             )
         case model_errors.DeadlineExceeded():
-            # It would take as long again.
+            # Another try would take as long again.
             return APIError(
                 status.HTTP_504_GATEWAY_TIMEOUT,
                 message,
@@ -171,7 +171,7 @@ def shutting_down() -> APIError:
 
 
 def internal_error(request_id: str) -> APIError:
-    """A 500 that gives nothing away: the cause is in the log, under the request id."""
+    """A 500 without details: the cause is in the log, under the request id."""
     return APIError(
         status.HTTP_500_INTERNAL_SERVER_ERROR,
         f"The server had an error while processing the request. Request id: {request_id}.",
@@ -212,7 +212,7 @@ def location(loc: Sequence[str | int], body: object, *, missing: bool = False) -
     if isinstance(body, FormData):  # flat, with names such as `expires_after[seconds]`
         return str(loc[1]) if len(loc) > 1 else None
     path = ""
-    # Of a query there is one parameter and no union in it.
+    # A query has one parameter, and no union.
     value = body if loc[0] == "body" else dict.fromkeys(loc[1:2])
     for place, part in enumerate(loc[1:], 2):
         if isinstance(part, int):
@@ -254,7 +254,7 @@ def unknown_url(request: Request) -> str:
 
 
 def unparsed_body(error: HTTPException) -> APIError:
-    """The error of a body that is no JSON, or no form, by what made its parser fail."""
+    """The error of a body that is not valid JSON or not a valid form, by its parser's exception."""
     match error.__cause__:
         case UnicodeDecodeError():
             message, code = "The body is not valid UTF-8.", "invalid_json"
@@ -297,7 +297,7 @@ def insufficient_storage(status_code: int = status.HTTP_507_INSUFFICIENT_STORAGE
 
 async def handle_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, OSError):  # FastAPI blames the client for it
+    if isinstance(error.__cause__, OSError):  # FastAPI makes a 400 of it
         error = no_room(error.__cause__)
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
         error.headers = {**(error.headers or {}), "Allow": allowed_methods(request)}
@@ -318,8 +318,8 @@ async def handle_validation_error(request: Request, error: Exception) -> JSONRes
             )
         )
     problems = error.errors()
-    # Of a union every member complains. The one that liked the type, or else the one that got
-    # furthest, is the one that was meant.
+    # Every member of a union reports errors. The member that was meant is the one whose type fits,
+    # or else the one with the longest path.
     field = problems[0]["loc"][:2]
     problem = max(
         (problem for problem in problems if problem["loc"][:2] == field),
@@ -351,7 +351,7 @@ async def handle_model_error(request: Request, error: Exception) -> JSONResponse
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """What is not listed here is a 500, which the request context middleware answers and logs."""
+    """Any other exception becomes a 500, which ErrorMiddleware logs and answers."""
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(model_errors.ModelError, handle_model_error)

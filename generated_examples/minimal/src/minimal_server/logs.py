@@ -14,7 +14,7 @@ STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))).union(
 
 
 def extras(record: logging.LogRecord) -> dict[str, object]:
-    """What the caller passed as `extra`."""
+    """The fields that the caller passed as `extra`."""
     return {key: value for key, value in vars(record).items() if key not in STANDARD_FIELDS}
 
 
@@ -27,7 +27,7 @@ class RequestIdFilter(logging.Filter):
 
 
 def quoted(value: object) -> str:
-    """The value as one word: a path that a client has put a line break in stays one line."""
+    """The value, quoted if it has spaces or control characters, so that a record stays one line."""
     text = str(value)
     return text if text.isprintable() and " " not in text else json.dumps(text)
 

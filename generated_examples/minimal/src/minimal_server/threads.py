@@ -1,6 +1,4 @@
-"""Blocking work beside the event loop: in threads that hold nobody up, neither while they run nor
-when the process is about to leave.
-"""
+"""Blocking work in threads, which delays neither the event loop nor the end of the process."""
 
 import asyncio
 import gc
@@ -14,8 +12,8 @@ T = TypeVar("T")
 
 
 class WorkThread(threading.Thread):
-    """Runs one function for the event loop. Unlike `asyncio.to_thread`, nothing waits for its end
-    when the process is about to leave.
+    """Runs one function for the event loop. Unlike those of `asyncio.to_thread`, it does not keep
+    the process from ending.
     """
 
 
@@ -63,17 +61,17 @@ def contained(function: Callable[[], T]) -> T:
 
 
 def threads_left() -> list[threading.Thread]:
-    """The threads whose work goes on, though nobody waits for it any more."""
+    """The threads that still run, for example loads that were given up."""
     return [thread for thread in threading.enumerate() if isinstance(thread, WorkThread)]
 
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Keeps the garbage collector from stopping all threads for what is made to stay.
+    """Pauses the garbage collector, and exempts from it the objects that are made meanwhile.
 
-    Importing torch and transformers makes a million objects. To go through them takes 0.3 s, time
-    and again while they grow in number. What is there in the end is never gone through again,
-    until `gc.unfreeze()`.
+    Importing torch and transformers makes a million objects that stay. The collector would look
+    through all of them again and again, which stops all threads for 0.3 s each time. They are
+    exempt until `gc.unfreeze()`.
     """
     gc.disable()
     try:

@@ -85,14 +85,14 @@ class Encoder:
 
         For good, or until the end of a `with` block.
         """
-        # torch.set_num_threads would be heard by all threads that start later, whatever they do.
+        # torch.set_num_threads would apply to all threads that start later.
         return threadpool_limits(max(1, torch.get_num_threads() // threads), user_api="openmp")
 
     def measure_pass_cost(self, tokens: int = 32, texts: int = 4) -> int:
-        """What a forward pass costs beyond its tokens, in tokens: texts alone against together.
+        """Fixed cost of a forward pass, in tokens, from the times of one text and of several.
 
-        Little on a CPU, where every token costs; much on a GPU that waits for its work. Blocks for
-        a few small passes.
+        Small on a CPU, where every token costs; large on a GPU, where launching the work does.
+        Blocks for a few small passes.
         """
 
         def seconds(size: int) -> float:

@@ -24,7 +24,7 @@ from .tokens import TokenStream
 logger = logging.getLogger(__name__)
 
 TOKENS_OF_A_PASS = 512
-"""Of a prompt, for each of which a pass may take its time once more"""
+"""Tokens of a prompt for which its pass may take `stall_seconds` once more"""
 
 
 @dataclass
@@ -122,7 +122,7 @@ class GenerateEngine:
             job = Job(prompt, state, stream, index, asyncio.get_running_loop())
             self._jobs[stream.id, index] = job
             self._queue.put(job)
-        if self._ended:  # since the look above, so the thread may have missed these jobs
+        if self._ended:  # since the check above, so that the thread may have missed these jobs
             self.cancel(stream)
             raise Unavailable("The model stopped working and is being restarted.")
         return stream
@@ -155,7 +155,7 @@ class GenerateEngine:
             while (job := self._queue.get()) is not None:
                 self._answer(job)
         finally:
-            # However the thread ends, nobody waits for it in vain.
+            # Also after an exception: the requests must not wait for a thread that has ended.
             self._ended = True
             self._fail_all()
 

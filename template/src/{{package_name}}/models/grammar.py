@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .grammar_trial import compiled, survives_trial
 from .params import AnswerForm
-from .relaxing import MAX_MULTIPLE, UNTELLABLE, Relaxer, digits
+from .relaxing import DOUBTFUL, MAX_MULTIPLE, Relaxer, digits
 from .tools import SchemaRefused, Tool, ToolLayout
 
 if TYPE_CHECKING:
@@ -40,13 +40,13 @@ WHITESPACE = {
 MAX_LENGTH = 131_072
 """Characters of a grammar, which are mostly those of its schemas"""
 MAX_DEPTH = 100
-"""How deep brackets may be nested in a schema"""
+"""Depth of nested brackets in a schema"""
 MAX_DEPTH_OF_REFERENCES = 1000
-"""Sum of the depths at which a schema refers to its definitions. Following them recurses in native
-code, which ends the process where the stack ends."""
+"""Sum of the depths at which a schema refers to its definitions. Native code follows them by
+recursion, and a stack overflow would end the process."""
 MAX_RULES = 500
-"""Colons in a grammar that a client has written, and so rules. Those that refer to one another in a
-chain recurse in native code."""
+"""Rules, counted by their colons, of a grammar that a client has written. Native code follows a
+chain of them by recursion."""
 CACHE_SIZE = 64
 """Compiled grammars that are kept"""
 
@@ -57,7 +57,7 @@ class Matcher:
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
         self.failed = False
-        """The grammar had to be given up, so that the answer ends too early"""
+        """An error of llguidance ended the grammar, and so the answer, too early"""
 
     @property
     def finished(self) -> bool:
@@ -82,14 +82,14 @@ class Matcher:
         scores.masked_fill_((bits & 1).flatten()[: scores.size(0)] == 0, -torch.inf)
 
     def _report_failure(self) -> None:
-        # Nothing is raised: the other requests of the batch have no part in it.
+        # Not raised, as that would fail the other requests of the batch.
         if not self.failed and self._matcher.is_error():
             self.failed = True
             logger.warning("an answer ends before its grammar: %s", self._matcher.get_error())
 
 
 class Grammar:
-    """What an answer has to look like. Immutable: many requests share it."""
+    """A compiled grammar. Immutable: many requests share it."""
 
     def __init__(self, start: LLMatcher) -> None:
         self._start = start
@@ -118,7 +118,7 @@ class GrammarCompiler:
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
-        # At the first grammar, for it takes seconds with a vocabulary of 262k.
+        # Made at the first grammar, as it takes seconds with a vocabulary of 262k.
         return LLTokenizer(
             self._source.backend_tokenizer.to_str(),
             n_vocab=max(self._vocabulary, len(self._source)),
@@ -319,14 +319,14 @@ def json_rule(schema: Mapping[str, Any], *, strict: bool = True) -> str:
 
 
 def takes_pattern(pattern: str) -> bool:
-    """Whether a regular expression can be enforced. Only those that look doubtful are tried."""
-    if not UNTELLABLE.search(pattern):
+    """True if llguidance can enforce a regular expression. Only doubtful ones are compiled."""
+    if not DOUBTFUL.search(pattern):
         return True
     return not LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(pattern))
 
 
 def check_size(schema: Mapping[str, Any]) -> None:
-    """Raises ValueError for what llguidance would choke on."""
+    """Raises ValueError for a schema that could crash llguidance."""
     depths: dict[str, int] = {}
     for depth, node in walk(schema):
         if depth > MAX_DEPTH:
@@ -338,7 +338,7 @@ def check_size(schema: Mapping[str, Any]) -> None:
 
 
 def check(schema: Mapping[str, Any]) -> None:
-    """Raises ValueError for what llguidance would enforce only in part."""
+    """Raises ValueError for keywords that llguidance would enforce only in part."""
     multiple = 1
     for _, node in walk(schema):
         if isinstance(factor := node.get("multipleOf"), int | float):
@@ -379,12 +379,12 @@ EXPLANATIONS = {
     r"fuel|too large|too many|too complex|Unable to determine": TOO_COMPLEX,
     # The lines before it show the place in the regular expression.
     r"(?m)^error: (.+)": 'The "pattern", a regular expression, cannot be enforced: {}.',
-    # What comes first is the place in rules that nobody but this module has seen.
+    # The beginning is a position in rules that this module has written.
     r"^(?:at \d+\(\d+\): )?(?:failed to compile JSON schema: )?(.+)": (
         "The schema cannot be enforced: {}."
     ),
 }
-"""What llguidance says, the first that fits, and what to say to somebody who wrote a schema."""
+"""Patterns of llguidance's errors and the messages for clients. The first that matches counts."""
 
 
 def explain(error: str) -> str:

@@ -1,4 +1,4 @@
-"""Reads a chat model from its folder and puts the engine under it that fits."""
+"""Reads a chat model from its folder and makes the engine for it."""
 
 import gc
 import logging
@@ -43,7 +43,7 @@ class ChatParts:
     grammars: GrammarCompiler
     eos_token_ids: list[int]
     default_sampling: SamplingOptions
-    """What the model's authors recommend in generation_config.json"""
+    """The sampling that the model's generation_config.json recommends"""
 
 
 def load_chat_model(folder: Path, device: Device, settings: Settings) -> ChatParts:
@@ -68,7 +68,7 @@ def load_chat_model(folder: Path, device: Device, settings: Settings) -> ChatPar
     return ChatParts(
         tokenizer=tokenizer,
         grammars=GrammarCompiler(tokenizer, vocabulary, eos_token_ids),
-        # last, for it starts a thread
+        # last, as it starts a thread
         engine=make_engine(model, tokenizer, eos_token_ids, settings),
         eos_token_ids=eos_token_ids,
         default_sampling=recommended_sampling(model.generation_config),
@@ -96,7 +96,7 @@ def make_engine(
             return proven_engine(model, tokenizer, eos_token_ids, settings)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # whatever it is, one request at a time may still work
+        except BaseException as error:  # any error: one request at a time may still work
             reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
         gc.collect()  # the engine that failed is in cycles, and so is its KV cache
         if model.config._attn_implementation != attention:

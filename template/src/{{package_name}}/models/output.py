@@ -1,4 +1,4 @@
-"""From the tokens of one sequence to what the client sees of it."""
+"""From the tokens of one sequence to the pieces that the client gets."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -21,7 +21,7 @@ class TokenText(NamedTuple):
 
     text: str
     bytes: list[int] | None
-    """Its bytes, of which several tokens may make one character; None where nobody knows"""
+    """Its bytes, of which several tokens may make one character; None if unknown"""
     logprob: float
 
 
@@ -45,7 +45,7 @@ class Chunk:
 
 
 class Vocabulary:
-    """What the tokens of a model look like."""
+    """The texts and bytes of a model's tokens."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", visible: str) -> None:
         """Special tokens have no text, except those that occur in `visible`."""
@@ -115,9 +115,9 @@ class SequenceReader:
         return self._parser is not None and self._parser.calls > 0
 
     def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> tuple[Chunk, bool]:
-        """What the tokens add to the answer, and whether a stop string has ended it.
+        """The piece that the tokens add to the answer, and whether a stop string has ended it.
 
-        logprobs: of the same tokens; empty where nobody asked for them.
+        logprobs: of the same tokens; empty if the request does not ask for them.
         """
         shown = ""
         for position, token in enumerate(tokens):
@@ -136,7 +136,7 @@ class SequenceReader:
         return self._chunk(shown), False
 
     def finish(self, reason: FinishReason) -> Chunk:
-        """What was held back, once no more tokens come."""
+        """The last piece, with the text that was held back."""
         return self._chunk(self._matcher.flush(), reason)
 
     def _chunk(self, text: str, reason: FinishReason | None = None) -> Chunk:

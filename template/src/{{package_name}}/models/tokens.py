@@ -26,8 +26,8 @@ class TokenStream:
         self.counts = [0] * sequences
         """Tokens put so far, by sequence"""
         self.logprobs: list[list[TokenLogprob]] = [[] for _ in range(sequences)]
-        """By sequence and token, where they were asked for. The inference thread appends to it, and
-        a token is put only after its entry."""
+        """By sequence and token, if the request asks for them. The inference thread appends to it,
+        and a token is put only after its entry."""
         self._open = set(range(sequences))
         self._waiting: dict[int, list[int]] = {}
         self._error: Exception | None = None
@@ -80,7 +80,7 @@ class Engine(Protocol):
 
     @property
     def max_sequences(self) -> int:
-        """How many sequences it generates at the same time; more wait."""
+        """Number of sequences that it generates at the same time; more wait."""
 
     @property
     def vocabulary(self) -> int:
@@ -88,7 +88,7 @@ class Engine(Protocol):
 
     @property
     def reason(self) -> str | None:
-        """Why it generates one sequence at a time; None for an engine that batches"""
+        """The reason why it generates one sequence at a time; None for an engine that batches"""
 
     @property
     def alive(self) -> bool:

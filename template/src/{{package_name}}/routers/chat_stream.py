@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 async def stream_events(answer: Answer, head: Head, with_usage: bool) -> AsyncGenerator[bytes]:
     """The answer as events, `[DONE]` last. An error becomes the last event instead.
 
-    The status has long been sent when something fails here, and clients read an `error` in the
-    data as what it is.
+    The status has already been sent, and OpenAI's clients raise an `error` in the data as an
+    exception.
     """
     completion_tokens = [0] * answer.sequences
     try:
@@ -59,7 +59,7 @@ def failure(error: Exception) -> bytes:
 
 
 def choices_of(chunk: Chunk) -> list[Choice]:
-    """The chunk in as many events as it takes to say one thing in each, as OpenAI does.
+    """The chunk as events with either text or one piece of a tool call each, as OpenAI does.
 
     Many clients read the first of an event's tool calls alone, or no tool calls beside text.
     """

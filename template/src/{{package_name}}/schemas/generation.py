@@ -1,4 +1,4 @@
-"""What all requests that generate text have in common: sampling, its limits, the answer's form.
+"""Fields of all requests that generate text: sampling, its limits, the form of the answer.
 
 The names are OpenAI's and, beyond those, vLLM's.
 """
@@ -30,7 +30,7 @@ HINTS = (
     "priority", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id",
     "rid", "safety_identifier", "service_tier", "store", "user", "verbosity",
 )  # fmt: skip
-"""Fields that change no answer: whether they are followed or not, it is right."""
+"""Fields that do not change the answer, and so may be ignored"""
 
 UNSUPPORTED: Mapping[str, Sequence[object]] = {
     # OpenAI
@@ -120,7 +120,7 @@ Schema = dict[str, Any]
 
 
 def at_most(count: int) -> BeforeValidator:
-    """Looks at the size before the entries: errors for a million of them would hold up the loop."""
+    """Checks the size before the entries: a million errors would block the event loop."""
 
     def check(value: object) -> object:
         if isinstance(value, Sized) and len(value) > count:
@@ -143,7 +143,7 @@ class StreamOptions(BaseModel):
 
 
 class StructuredOutputs(BaseModel):
-    """One of them says what the answer looks like; see vLLM's structured outputs."""
+    """The form of the answer, in one of these fields; see vLLM's structured outputs."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -161,7 +161,7 @@ class GenerationRequest(APIRequest):
     model: str = Field(description="Id of the model, see GET /v1/models")
     stream: StrictBool | None = Field(None, description="Send the answer while it is generated")
     stream_options: StreamOptions | None = Field(None, description="Only with stream")
-    n: StrictInt | None = Field(None, ge=1, le=128, description="How many answers")
+    n: StrictInt | None = Field(None, ge=1, le=128, description="Number of answers")
     max_tokens: StrictInt | None = Field(None, ge=1, description="Longest answer in tokens")
     max_completion_tokens: StrictInt | None = Field(
         None, ge=1, description="The newer name of max_tokens; wins if both are given"
@@ -183,7 +183,7 @@ class GenerationRequest(APIRequest):
     temperature: Number | None = Field(None, ge=0, le=2, description="0 takes the likeliest token")
     top_p: Number | None = Field(None, ge=0, le=1, description="Mass of likely tokens to keep")
     top_k: StrictInt | None = Field(
-        None, ge=-1, description="How many tokens to keep, 0 or -1 for all"
+        None, ge=-1, description="Number of likeliest tokens to choose from; 0 or -1 for all"
     )
     min_p: Number | None = Field(None, ge=0, le=1, description="Least share of the likeliest's")
     frequency_penalty: Number | None = Field(
@@ -203,7 +203,7 @@ class GenerationRequest(APIRequest):
         | None
     ) = Field(None, description="Token id → what is added to its logit")
     structured_outputs: StructuredOutputs | None = Field(
-        None, description="What the answer looks like, in vLLM's words"
+        None, description="Form of the answer, in vLLM's fields"
     )
     guided_json: Schema | str | None = Field(None, description="Older: structured_outputs.json")
     guided_regex: Text | None = Field(None, description="Older: structured_outputs.regex")
@@ -230,7 +230,7 @@ class GenerationRequest(APIRequest):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def forms(self) -> list[AnswerForm]:
-        """What the answer has to look like, by each field that says it."""
+        """The forms that the fields ask for; more than one is refused."""
         given = self.structured_outputs or StructuredOutputs()
         asked: list[tuple[Literal["json", "regex", "choice", "grammar"], object, str]] = [
             ("json", given.json_, "structured_outputs.json"),
@@ -250,7 +250,7 @@ class GenerationRequest(APIRequest):
         ]
 
     def generation_options(self) -> dict[str, Any]:
-        """The fields of `ChatOptions` that stand here."""
+        """The arguments of `ChatOptions` that these fields give."""
         names = set(SamplingOptions.__annotations__) - {"top_logprobs"}
         sampling = self.model_dump(include=names, exclude_none=True)
         if self.top_k == -1:
@@ -272,7 +272,7 @@ class GenerationRequest(APIRequest):
 
 
 def as_schema(value: object, param: str) -> object:
-    """vLLM takes a schema as a text, too."""
+    """The schema as an object; vLLM also accepts it as JSON text."""
     if not isinstance(value, str):
         return value
     try:

@@ -1,4 +1,4 @@
-"""How much work may be in flight. What comes beyond it is better told so at once than left waiting."""
+"""Limits of the work in flight. A request beyond them is refused at once instead of queued."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +28,7 @@ class Admission:
     def enter(self, tokens: int, requests: int = 1) -> Iterator[Place]:
         """A place until the block ends. Raises Overloaded.
 
-        Who comes to an idle model is let in, however many tokens it brings: refused, it could only
-        come again and be refused again.
+        An idle model accepts a request of any size: if it were refused, so would be each retry.
         """
         busy = sum(place.tokens for place in self._places)
         if self._places and (

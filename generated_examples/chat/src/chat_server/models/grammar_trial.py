@@ -1,4 +1,4 @@
-"""A trial: a grammar is compiled in a process of its own, which may fail in its stead.
+"""A trial: a grammar is first compiled in a child process, which may fail without harm.
 
 llguidance bounds most of what compiling costs, but not all: intersections of regular expressions
 take time and memory that double with each of them, and what recurses deeply ends its process.
@@ -13,8 +13,8 @@ import sys
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-# Whoever writes a schema can make it as hard as these allow, so they bound what one request costs:
-# seconds of a compiling thread, milliseconds of the inference thread at each of its steps.
+# Schemas are untrusted. These limits bound the cost of one request: seconds of a compiling thread,
+# milliseconds of the inference thread at each step.
 LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,
     step_lexer_fuel=50_000,
@@ -25,7 +25,7 @@ LIMITS = LLParserLimits(
 CPU_SECONDS = 1
 MEMORY = 1024**3
 SECONDS = 10.0
-"""Of an idle processor, of address space, and on the clock, where the processor is busy"""
+"""Limits of a trial: seconds of the processor, bytes of address space, seconds on the clock"""
 
 HARMLESS_SIZE = 16 * 1024
 HARMFUL = re.compile(
@@ -33,7 +33,7 @@ HARMFUL = re.compile(
     r"|%(?:lark|regex)|^(?:start|form): /",
     re.MULTILINE,
 )
-"""In smaller grammars, what the trial is for: all that intersects, and what clients write themselves"""
+"""Parts of smaller grammars that need a trial: intersections, and rules that clients write"""
 
 SPECIAL_TOKEN = re.compile(r"(?<!\?)(?<!\?P)<\[?[\w|.,/-]*\]?>")
 PROGRAM = [sys.executable, "-P", __file__]
@@ -50,7 +50,7 @@ def compiled(tokenizer: LLTokenizer, rules: str) -> LLMatcher:
 
 
 def survives_trial(rules: str) -> bool:
-    """Whether a grammar can be compiled within the limits. Blocks for up to SECONDS."""
+    """True if a grammar can be compiled within the limits. Blocks for up to SECONDS."""
     if len(rules) <= HARMLESS_SIZE and not HARMFUL.search(rules):
         return True
     try:

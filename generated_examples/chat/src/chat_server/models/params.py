@@ -1,4 +1,4 @@
-"""How an answer is to be generated: what the client asks for, and what the engine is told."""
+"""Parameters of an answer: those of the request, and those for the engine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,9 +38,9 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     """Tokens that end the answer beside the model's own"""
     top_logprobs: int | None = None
-    """How many alternatives to report for each token; None reports no logprobs at all."""
+    """Number of alternatives to report for each token; None reports no logprobs at all."""
     grammar: "Grammar | None" = None
-    """What the answer has to look like"""
+    """Restricts the tokens of the answer; None for free text"""
 
     def end_tokens(self, eos_token_ids: Sequence[int]) -> list[int]:
         """The tokens that end the answer, given the model's own."""
@@ -75,35 +75,35 @@ class SamplingOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """What the text of an answer has to look like."""
+    """The form that the text of an answer must have."""
 
     kind: Literal["json", "regex", "choice", "grammar"]
     value: Any
     """JSON schema (an empty one stands for any JSON object), regular expression, list of texts, or
     grammar in Lark's or llama.cpp's notation"""
     param: str
-    """What the client calls it"""
+    """Field of the request that gave it, for errors"""
     strict: bool = True
     """Refuses a JSON schema that cannot be enforced, instead of keeping what can be"""
 
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """What a client asks for."""
+    """The options of a request."""
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     max_tokens: int | None = None
     max_tokens_name: str = "max_tokens"
-    """What the client calls it"""
+    """Field of the request that gave it, for errors"""
     seed: int | None = None
     stop: tuple[str, ...] = ()
     """Texts at which an answer ends; they are not part of it."""
     n: int = 1
     """Answers to the same prompt"""
     form: AnswerForm | None = None
-    """What the answer looks like, where it calls no tool"""
+    """The form of an answer that calls no tool"""
     tools: Sequence[Tool] = ()
-    """What the answer may call"""
+    """The tools that the answer may call"""
     must_call: bool = False
-    """Whether it may be text instead"""
+    """The answer must be a tool call; else it may be text"""
     parallel_tool_calls: bool = True

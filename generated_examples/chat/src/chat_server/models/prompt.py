@@ -44,12 +44,12 @@ PROTECTED = frozenset(
         "max_length",
     )
 )
-"""Names that are no variables of a template, or not the client's: those of `apply_chat_template`"""
+"""Names that `chat_template_kwargs` must not use: parameters of `apply_chat_template`"""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What has been said so far, and which tools the model may call."""
+    """The messages so far, and the tools that the model may call."""
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
@@ -57,30 +57,30 @@ class Conversation:
     variables: Mapping[str, Any] = field(default_factory=dict)
     """Further variables of the template"""
     add_generation_prompt: bool = True
-    """Whether the prompt ends with the head of an answer"""
+    """The prompt ends with the template's beginning of an assistant message"""
     continue_final_message: bool = False
-    """Whether it ends in the middle of the last message instead"""
+    """The prompt ends inside of the last message, which the answer continues"""
 
     param: ClassVar[str] = "messages"
-    """What the client calls it"""
+    """Field of the request, for errors"""
 
     @property
     def estimated_tokens(self) -> int:
-        """A guess that costs nothing: four characters a token."""
+        """An estimate without tokenising: four characters a token."""
         return sum(len(message.get("content") or "") for message in self.messages) // 4
 
 
 @dataclass(frozen=True)
 class RawPrompt:
-    """What an answer goes on from as it stands, without a chat template."""
+    """A text or tokens that the answer continues, without a chat template."""
 
     given: str | Sequence[int]
     """A text or its tokens"""
     add_special_tokens: bool = True
-    """Whether a text gets the tokens that begin one"""
+    """A text gets the special tokens that the tokenizer puts around it"""
 
     param: ClassVar[str] = "prompt"
-    """What the client calls it"""
+    """Field of the request, for errors"""
 
     @property
     def estimated_tokens(self) -> int:
@@ -88,7 +88,7 @@ class RawPrompt:
 
 
 def with_objects(conversation: Conversation) -> Conversation:
-    """For templates that iterate over the arguments of calls: none of them is a text any more."""
+    """The conversation with arguments of calls as objects, over which some templates iterate."""
     messages = [dict(message) for message in conversation.messages]
     for message in messages:
         if calls := message.get("tool_calls"):
@@ -114,7 +114,7 @@ class PromptEncoder:
 
     @cached_property
     def layout(self) -> ToolLayout | None:
-        """How the template writes tool calls; None where it does not, or ignores the tools.
+        """The layout of tool calls in the template; None if it writes none, or ignores the tools.
 
         Raises jinja2's TemplateSyntaxError for a template that is broken.
         """
@@ -143,7 +143,7 @@ class PromptEncoder:
             return self._encode_raw(conversation)
         try:
             text = self._render_strictly(conversation)
-        # Templates compute with what the client sent and raise whatever they like about it.
+        # Templates compute with the messages, and can raise anything.
         except Exception as error:
             try:
                 text = self._render_strictly(with_objects(conversation))
@@ -173,7 +173,7 @@ class PromptEncoder:
         return tokens
 
     def _check_characters(self, text: str, param: str) -> None:
-        if len(text) > self._max_characters:  # too long whatever its tokens are: not worth a look
+        if len(text) > self._max_characters:  # too long with any tokens: not worth tokenising
             however = f"the {param} have {len(text)} characters, more than so many tokens can hold"
             raise ContextExceeded(self._max_length, however, param)
 
@@ -182,7 +182,7 @@ class PromptEncoder:
 
     @cached_property
     def _is_broken(self) -> bool:
-        """Whether the template fails at the plainest question, other than by refusing it."""
+        """True if the template fails at the simplest conversation, other than by refusing it."""
         from jinja2 import TemplateError
 
         try:
@@ -195,7 +195,7 @@ class PromptEncoder:
     def _render_strictly(self, conversation: Conversation) -> str:
         wants_head = conversation.add_generation_prompt and not conversation.continue_final_message
         text = self._render(conversation, wants_head)
-        text.encode()  # a template may read fields that nobody has checked
+        text.encode()  # a template may read fields that have not been checked
         return text
 
     def token(self, id_: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Whether the batch computes what the model computes alone.
+"""The proof that a batch computes what the model computes alone.
 
 A batch packs all sequences into one row and reads their past from pages of the KV cache. The code
 of some models is not made for that: it fails at the first request, or computes something else

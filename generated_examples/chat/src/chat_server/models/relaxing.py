@@ -65,7 +65,7 @@ class Relaxer:
     """Rewrites one schema."""
 
     def __init__(self, takes_pattern: Callable[[str], bool]) -> None:
-        """takes_pattern: whether a regular expression can be enforced."""
+        """takes_pattern: True for a regular expression that can be enforced."""
         self.dropped: set[str] = set()
         """Keywords that are not in the result, or not everywhere"""
         self._takes_pattern = takes_pattern
@@ -126,5 +126,5 @@ class Relaxer:
             kept.pop("additionalProperties", None)
 
 
-UNTELLABLE = re.compile(r"\(\?<?[=!]|\\[1-9kbB]|\(\?[>|(P]")
-"""Looks like look-around, a reference to a group, the border of a word"""
+DOUBTFUL = re.compile(r"\(\?<?[=!]|\\[1-9kbB]|\(\?[>|(P]")
+"""May be look-around, a reference to a group, or the border of a word, which are not enforceable"""

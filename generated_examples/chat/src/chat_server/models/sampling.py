@@ -10,11 +10,11 @@ from torch import Tensor
 from .params import SamplingParams, TokenLogprob
 
 CANDIDATES = 1024
-"""How many of the likeliest tokens top_p looks at before it sorts the whole vocabulary"""
+"""Number of the likeliest tokens in which top_p looks before it sorts the whole vocabulary"""
 
 
 class SamplingState:
-    """What the inference thread remembers of one sequence from token to token."""
+    """The state of one sequence between two tokens. It belongs to the inference thread."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class SamplingState:
 
     @property
     def adjusts(self) -> bool:
-        """Whether it changes logits before one of them is chosen."""
+        """True if it changes the logits before a token is chosen."""
         params = self.params
         return bool(
             self._penalises
@@ -107,7 +107,7 @@ def choose(weights: Tensor, draws: Tensor) -> Tensor:
     # Below the total even after rounding, so that the choice never has weight 0.
     targets = (draws.clamp(max=1 - 1e-6) * cumulative[:, -1]).unsqueeze(-1)
     indices = torch.searchsorted(cumulative, targets, right=True).squeeze(-1)
-    # NaN logits find no place at all: one broken request must not end the batch for everybody.
+    # NaN logits find no place at all: one broken request must not fail the whole batch.
     return indices.clamp(max=weights.size(-1) - 1)
 
 

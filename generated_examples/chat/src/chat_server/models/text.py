@@ -54,6 +54,6 @@ class StopMatcher:
         return text[: len(text) - keep], False
 
     def flush(self) -> str:
-        """What was held back, once no more text comes."""
+        """The text that was held back, at the end of the answer."""
         held, self._held = self._held, ""
         return held

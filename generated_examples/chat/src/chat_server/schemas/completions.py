@@ -46,11 +46,11 @@ class CompletionRequest(GenerationRequest):
     ) = Field(description="A text, texts, the tokens of a text, or those of several")
     echo: StrictBool | None = Field(None, description="Put the prompt before the answer")
     logprobs: StrictInt | None = Field(
-        None, ge=0, le=20, description="How many alternatives to report for each token"
+        None, ge=0, le=20, description="Number of alternatives to report for each token"
     )
     best_of: StrictInt | None = Field(None, ge=1, description="Only as many as n")
     add_special_tokens: StrictBool | None = Field(
-        None, description="Whether a text gets the tokens that begin one; true by default"
+        None, description="Add the tokenizer's special tokens to a text; true by default"
     )
     response_format: ResponseFormat | None = Field(
         None, description="Text, any JSON object, or JSON that keeps to a schema"

@@ -48,7 +48,7 @@ LEGACY_MODES = {
 
 @dataclass(frozen=True)
 class Pooling:
-    """How a model makes one vector of many."""
+    """The pooling of a model: from the vectors of tokens to one vector."""
 
     mode: str = "mean"
     normalize: bool = False

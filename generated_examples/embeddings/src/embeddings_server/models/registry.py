@@ -1,4 +1,4 @@
-"""Which models there are, which are loaded, and who uses them."""
+"""The models of the service: configured, loaded, in use."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ LONGEST_PAUSE = 60.0
 """Seconds between two attempts to load what fails to load: 1, 2, 4 … 60"""
 
 UNLOAD_SECONDS = 5.0
-"""How long `close` waits for models to be unloaded. The process's end frees what they hold."""
+"""Time that `close` waits for models to be unloaded. The end of the process frees the rest."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Entry:
     reason: str = ""
     """The end of a sentence for clients: why the last attempt failed, if that may be told"""
     permanent: bool = False
-    """The next attempt will fail as well, unless somebody changes something"""
+    """The next attempt will fail as well, until the settings or the files change"""
 
     @property
     def dead(self) -> bool:
@@ -66,7 +66,7 @@ class Entry:
 
 
 class ModelRegistry:
-    """Loads a model on its first use, counts its users, unloads it when nobody needs it.
+    """Loads a model on its first use, counts its users, unloads it when it is not needed.
 
     Everything here runs on the event loop; only `ModelSpec.load` and `Model.unload` run in a
     thread. What is not awaited is therefore atomic. A model is loaded or unloaded by one task at
@@ -143,7 +143,7 @@ class ModelRegistry:
         """
         for entry in self._entries.values():
             if entry.model is not None and entry.dead:
-                # At once, whatever is loaded before it: its requests wait for an end.
+                # Before any load: its requests wait until it is unloaded.
                 logger.error("%s stopped working", entry.spec.id)
                 self.wanted.add(entry.spec.id)
                 self._unload(entry, entry.model)
@@ -153,7 +153,7 @@ class ModelRegistry:
                     await self._load(entry)
 
     async def unload_idle(self, after_seconds: float) -> None:
-        """Unloads what nobody uses and nobody has used for `after_seconds`."""
+        """Unloads the models that are not in use and have not been for `after_seconds`."""
         for entry in self._entries.values():
             idle = time.monotonic() - entry.last_used
             if entry.model is not None and entry.users == 0 and idle >= after_seconds:
@@ -196,7 +196,7 @@ class ModelRegistry:
         """The model, once it is loaded. Raises LoadFailed, or Unavailable while shutting down."""
         if self._closed:
             raise shutting_down()
-        # One task for all who wait: a client that goes away must not stop the load of the others.
+        # One task for all requests: a client that disconnects must not stop the load of the others.
         if entry.loading is None:
             if entry.retry_at > time.monotonic():
                 raise load_failed(entry)
@@ -242,7 +242,7 @@ class ModelRegistry:
         return model
 
     def _unload(self, entry: Entry, model: Model) -> asyncio.Task[None]:
-        """Takes the model away at once: who comes now waits, and then loads it anew."""
+        """Removes the model at once: a new request waits for the unload, then loads it again."""
 
         async def unload() -> None:
             try:
@@ -269,7 +269,7 @@ def load_failed(entry: Entry) -> LoadFailed:
 
 
 def log_failure(entry: Entry, error: Exception) -> None:
-    """One line each time. The way out and an unexpected error's traceback: the first time alone."""
+    """Logs one line, and the first time the remedy, or an unexpected error's traceback."""
     name = f"{entry.spec.model_class.type} model {entry.spec.id}"
     known = isinstance(error, SourceError)
     again = entry.failures > 0 and entry.reason == getattr(error, "reason", "")
@@ -288,7 +288,7 @@ def shutting_down() -> Unavailable:
 
 
 def drop_locals(error: BaseException | None) -> None:
-    """Frees what the functions that failed had in their hands, such as half of a model."""
+    """Frees the local variables of the functions that failed, such as half of a model."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""Where a model's files come from: a folder of this machine, or the hub."""
+"""The files of a model: in a folder of this machine, or from the hub."""
 
 import errno
 import threading
@@ -44,7 +44,7 @@ def local_folder(source: str, setting: str) -> Path:
 
 
 def missing_part(folder: Path) -> str | None:
-    """What the folder lacks to be a model's."""
+    """The first necessary part that the folder of a model lacks; None if it is complete."""
     if not (folder / "config.json").is_file():
         return "config.json"
     if not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
@@ -63,7 +63,7 @@ def download(hub_id: str, setting: str) -> Path:
 
 
 def hub_failure(hub_id: str, setting: str, error: Exception) -> SourceError:
-    """What is wrong, from the errors of huggingface_hub: the innermost that is known decides."""
+    """The failure behind an error of huggingface_hub: the innermost known error decides."""
     for each in reversed(list(chain(error))):
         if found := known_failure(hub_id, setting, each):
             return found

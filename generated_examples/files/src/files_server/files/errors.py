@@ -1,4 +1,4 @@
-"""What can go wrong with a file, in its own words. `..routers.files` gives each its status."""
+"""The errors of files. `..routers.files` gives each its HTTP status."""
 
 
 class FileNotFound(Exception):

@@ -29,7 +29,7 @@ def is_pdf(start: bytes) -> bool:
 
 
 class PdfRenderer:
-    """Renders a few PDFs at a time, each in a process that has a time to live."""
+    """Renders a few PDFs at a time, each in a process with a time limit."""
 
     def __init__(self, max_pages: int, timeout_seconds: float) -> None:
         """timeout_seconds: for the pages of one PDF, and once more for its wait before them."""
@@ -75,7 +75,7 @@ class PdfRenderer:
             *PROGRAM,
             str(dpi),
             str(self._max_pages),
-            str(math.ceil(self._timeout_seconds) + 1),  # of the processor, were this one to die
+            str(math.ceil(self._timeout_seconds) + 1),  # of processor, if this process dies
             stdin=file,
             stdout=PIPE,
             stderr=DEVNULL,

@@ -1,7 +1,7 @@
 """The program that renders one PDF: the file on its standard input, images on its standard output.
 
-PDFium is made of C++ and reads what strangers made, for as long and with as much memory as the file
-asks for. In a process of its own it can be bounded, ended at any time, and may crash.
+PDFium is C++ code that reads untrusted files, and a file decides how much time and memory it takes.
+In a process of its own it can be limited and ended at any time, and a crash does no harm.
 """
 
 import io
@@ -56,7 +56,7 @@ def check_pages(document: pypdfium2.PdfDocument, dpi: int, max_pages: int) -> No
             width, height = document.get_page_size(index)
         except pypdfium2.PdfiumError as error:
             raise Refused(f"file: Page {index + 1} of the PDF is broken.") from error
-        # However thin a page is, it gets a pixel: a line of a kilometre is a large image too.
+        # A page has at least one pixel in each direction: one that is thin and long is large too.
         pixels = max(1.0, width * scale) * max(1.0, height * scale)
         if not pixels <= MAX_PIXELS:
             raise Refused(

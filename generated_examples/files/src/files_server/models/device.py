@@ -1,4 +1,4 @@
-"""Which device and which dtype: what was asked for, checked against what the machine has."""
+"""The device and the dtype: the ones that are set, checked against the hardware."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Device:
-    """Where models run. torch is imported, and the hardware asked, when a model is first loaded."""
+    """The device for models. torch is imported, and the hardware queried, at the first load."""
 
     requested: str = "auto"
     """auto, or a torch device such as cpu, cuda or cuda:1"""

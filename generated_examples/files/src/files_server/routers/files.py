@@ -25,14 +25,14 @@ from ..schemas.files import File, FileList, UploadPurpose
 logger = logging.getLogger(__name__)
 
 FORM_OVERHEAD = 64 * 1024
-"""What the body of an upload may have beyond the file: the other fields, headers, boundaries."""
+"""Bytes that the body of an upload may have beyond the file: other fields, headers, boundaries"""
 
 MAX_FILENAME = 255
 
 ANY_BYTES = "application/octet-stream"
 
-# What every upload holds in memory while it arrives; the rest is on the disk. With Starlette's
-# megabyte, a few hundred clients that stall would take all memory there is.
+# Bytes of each upload that are in memory while it arrives; the rest is on the disk. With
+# Starlette's default of a megabyte, a few hundred stalled uploads would fill the memory.
 MultiPartParser.spool_max_size = 64 * 1024
 
 
@@ -111,7 +111,7 @@ async def upload_file(
     settings: SettingsDep,
     deadline: DeadlineDep,
     file: UploadFile,
-    purpose: Annotated[UploadPurpose, Form(description="What the file is for")],
+    purpose: Annotated[UploadPurpose, Form(description="Purpose of the file")],
     convert_pdf: bool = Form(default=False, description="Render the pages of the PDF"),
     pdf_dpi: int = Form(default=150, ge=36, le=300, description="Resolution of the pages"),
     expires_anchor: Literal["created_at"] | None = Form(
@@ -137,7 +137,7 @@ async def upload_file(
         raise bad_field("file", f"needs a file name of 1 to {MAX_FILENAME} characters")
     if (expires_anchor is None) != (expires_after is None):
         raise bad_field("expires_after", "needs both anchor and seconds")
-    # The middleware counts the body while it arrives; the file in it is what the limit is about.
+    # The middleware has bounded the body as a whole; this is the limit of the file in it.
     if file.size is None or file.size > settings.max_upload_size:
         raise APIError(
             status.HTTP_413_CONTENT_TOO_LARGE,
@@ -192,7 +192,7 @@ async def list_files(
 
 @router.get("/{file_id}", response_model_exclude_none=True, responses=documented(404))
 async def retrieve_file(file: StoredFileDep) -> File:
-    """What is known about a file."""
+    """The metadata of a file."""
     return as_file_object(file)
 
 
@@ -206,7 +206,7 @@ async def delete_file(file_id: str, files: FilesDep) -> FileDeleted:
 @router.get("/{file_id}/content", response_class=StreamingResponse, responses=sent_as(ANY_BYTES))
 async def download_file(file: StoredFileDep, files: FilesDep) -> StreamingResponse:
     """The bytes of a file."""
-    # Whatever the client said the file is: a browser must never run it as a page of this service.
+    # Never the type that the client gave: a browser must not run the file as a page of this host.
     headers = {"Content-Disposition": attachment(file.filename)}
     return as_response(await files.content(file), ANY_BYTES, headers)
 

@@ -64,7 +64,7 @@ class Download:
 
 
 def new_id() -> str:
-    """An id that nobody can guess. Ids sort by time, so a page of a list needs only ids."""
+    """An id that cannot be guessed. Ids sort by time, so that a list is sorted without metadata."""
     return f"file-{time.time_ns():016x}{secrets.token_hex(8)}"
 
 
@@ -142,7 +142,7 @@ class FileStore:
         return file
 
     async def retrieve(self, file_id: str) -> StoredFile:
-        # An id that this store did not make up never gets as far as a path.
+        # Only ids in the form of this store become a path.
         if not FILE_ID.fullmatch(file_id):
             raise no_file(file_id)
         try:
@@ -206,7 +206,7 @@ class FileStore:
         await self._delete_content(file_id)
 
     async def sweep(self, older_than: timedelta = timedelta(days=1)) -> None:
-        """Deletes files that have expired, and what was cut short has left behind."""
+        """Deletes files that have expired, and the remains of uploads that were cut short."""
         await self._delete_expired()
         before = datetime.now(UTC) - older_than
         # Metadata is listed last: an upload that finishes meanwhile is seen to be complete.
@@ -236,7 +236,7 @@ class FileStore:
         return await asyncio.to_thread(ids_in, self.folder / "meta")
 
     async def _ids(self, kind: str) -> AsyncIterator[tuple[str, datetime]]:
-        """The id and the age of every object of a kind. What is not ours is passed over."""
+        """The id and the age of every object of a kind. Objects with other names are skipped."""
         async for objects in obstore.list(self.objects, kind):
             for object_ in objects:
                 name = object_["path"].split("/")[1]

@@ -26,7 +26,7 @@ requests in it lose their KV cache."""
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Accelerators have an error of their own for it, the CPU's allocator only words."""
+    """True for an error that means too little memory. The CPU's allocator says so in words only."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 

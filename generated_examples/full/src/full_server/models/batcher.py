@@ -1,6 +1,6 @@
-"""Batches that form by themselves: what waits when a thread is free is what the next is cut from.
+"""Dynamic batching: when a thread is free, the next batch is cut from the texts that wait.
 
-Nothing waits for company when the model is idle, and under load the batches are full. Texts of
+No text waits for others when the model is idle, and under load the batches are full. Texts of
 like length go together, because padding costs as much as text.
 """
 
@@ -59,7 +59,7 @@ class Item:
 def nearest(
     lengths: Sequence[int], leader: int, *, max_tokens: int, max_texts: int, max_padding: int
 ) -> slice:
-    """Which of the lengths, in ascending order, make a batch with that at the place `leader`.
+    """The slice of the lengths, in ascending order, that makes a batch with the one at `leader`.
 
     Those nearest to it, as many as keep to the budgets when all are padded to the longest: of
     tokens with their padding, and of padding alone. A leader that is larger than the budget goes
@@ -87,12 +87,12 @@ def nearest(
 
 
 class Batcher:
-    """Threads that compute, in front of them all that waits.
+    """Threads that compute, and the queue of texts in front of them.
 
-    Batches are cut one at a time. Each has a leader, and with it goes what is like it in length,
-    whosever it is. The leader is the text that is due first when all requests get equal shares
-    (weighted fair queueing with equal weights, Demers, Keshav and Shenker 1989): a short request
-    does not wait for the long one before it, and the long one is not starved by short ones.
+    Batches are cut one at a time. Each has a leader, and takes the texts that are nearest to it in
+    length, of any request. The leader is the text that is due first when all requests get equal
+    shares (weighted fair queueing with equal weights, Demers, Keshav and Shenker 1989): a short
+    request does not wait for the long one before it, and short ones do not starve the long one.
     """
 
     def __init__(
@@ -122,14 +122,14 @@ class Batcher:
             nearest, max_tokens=max_tokens, max_texts=max_texts, max_padding=max_padding
         )
         self._changed = threading.Condition()
-        """Whoever holds it may use what follows"""
+        """The lock of the attributes that follow"""
         self._waiting: list[Item] = []
         """The shortest first"""
         self._requests = 0
         self._clock = 0.0
-        """Tokens that each request has got, or would have, had it been here all the time"""
+        """Tokens that a request would have got if it had been in the queue from the beginning"""
         self._end: str | None = None
-        """Why there will be no more batches"""
+        """The reason why there will be no more batches; None while there are"""
         self._computing: dict[threading.Thread, tuple[float, list[Item]]] = {}
         """The batch of each thread, and when it began with it"""
         self._threads = [
@@ -160,7 +160,7 @@ class Batcher:
             self._changed.notify(len(inputs))
         try:
             return await request.result
-        except BaseException:  # given up or failed: what is left of it needs no vectors
+        except BaseException:  # given up or failed: its other texts need no vectors
             with self._changed:
                 self._waiting = [item for item in self._waiting if item.request is not request]
             raise
@@ -193,7 +193,7 @@ class Batcher:
             while batch := self._next_batch():
                 self._run_batch(batch)
                 del self._computing[threading.current_thread()]
-        except BaseException:  # SystemExit too, which would end the thread without a word
+        except BaseException:  # SystemExit too, which would end the thread silently
             logger.critical("the batcher died", exc_info=True)
             self._close(DEAD)
             self._fail(batch, DEAD)
@@ -215,7 +215,7 @@ class Batcher:
             return batch
 
     def _run_batch(self, batch: list[Item]) -> None:
-        """Halves what fails, for want of memory or otherwise, until only what is to blame fails."""
+        """Computes a batch. One that fails is halved until only the text that causes it fails."""
         batch = [item for item in batch if not item.request.result.done()]
         self._computing[threading.current_thread()] = (time.monotonic(), batch)
         if not batch:
@@ -235,7 +235,7 @@ class Batcher:
             self._deliver_finite(batch, vectors)
 
     def _deliver_finite(self, batch: list[Item], vectors: "Tensor") -> None:
-        """Fails the texts whose vectors are no numbers, as those of half precision can be."""
+        """Fails the texts whose vectors are not finite, which happens in half precision."""
         finite: list[bool] = vectors.isfinite().all(dim=1).tolist()
         if all(finite):
             self._deliver(batch, vectors)

@@ -57,7 +57,7 @@ def generated(request: RequestState) -> list[int]:
 
 
 class Sampler(ContinuousBatchingLogitsProcessor):
-    """Every request's own sampling inside the shared batch.
+    """Sampling with the parameters of each request inside the shared batch.
 
     transformers' own per-request processors know temperature, top_k and top_p only, sort the whole
     vocabulary for each, and divide by a temperature of 0, which kills the thread for everybody.
@@ -67,27 +67,27 @@ class Sampler(ContinuousBatchingLogitsProcessor):
     ignored_kwargs: tuple[str, ...] = ()
 
     def __init__(self, states: Mapping[str, SamplingState]) -> None:
-        """`states` by request id; a request that is not there any more is nobody's."""
+        """`states` by request id; an unknown request id is ignored."""
         self._states = states
         self._rows: list[SamplingState] = []
-        self._nobody = SamplingState(SamplingParams(max_tokens=0, temperature=0.0), [], [], [])
+        self._unknown = SamplingState(SamplingParams(max_tokens=0, temperature=0.0), [], [], [])
 
     def fill_defaults(self, int32_tensor: Tensor) -> None:
         int32_tensor.zero_()
 
     def prepare_tensor_args(self, requests_with_new_token: Sequence[FutureRequestState]) -> Tensor:
-        # The tensor that goes to the device carries nothing: batching is synchronous, so the rows
-        # kept here are those of the very next call.
+        # The tensor for the device is not used: batching is synchronous, so the rows kept here are
+        # those of the next call.
         self._rows = []
         for request in requests_with_new_token:
             state = self._states.get(request.state.request_id)
             if state is not None:
                 state.catch_up(generated(request.state))
-            self._rows.append(state or self._nobody)
+            self._rows.append(state or self._unknown)
         return torch.zeros(len(self._rows), dtype=torch.int32)
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
-        # Further rows are of prompts that have not been read to their end, and choose nothing yet.
+        # Further rows belong to prompts that are not fully read yet, and choose no token.
         mark_choices(scores[: len(self._rows)], self._rows)
         return scores
 
@@ -115,7 +115,7 @@ class Rehearsal(SamplingState):
 
 
 class Place(NamedTuple):
-    """What a request of the manager is to the service."""
+    """The sequence that a request of the manager generates."""
 
     stream: TokenStream
     sequence: int
@@ -151,7 +151,7 @@ class BatchingEngine:
         self._states: dict[str, SamplingState] = {}
         self._watch = StallWatch(stall_seconds)
         self._loop: asyncio.AbstractEventLoop | None = None
-        """Of the streams, once there was one"""
+        """The event loop of the streams, since the first one"""
 
         config = ContinuousBatchingConfig(
             page_size=PAGE_SIZE,
@@ -160,7 +160,7 @@ class BatchingEngine:
             max_requests_per_batch=max_batch_requests,
             allow_block_sharing=share_prefixes,
             per_request_processors=True,
-            # The sampler keeps its rows between two calls, see there.
+            # `Sampler` keeps its rows between two calls, which needs these two off.
             use_cuda_graph=False,
             use_async_batching=False,
         )
@@ -173,11 +173,11 @@ class BatchingEngine:
         finally:
             del model._get_logits_processor  # the instance's; the class's is back
         self._manager.logit_processor.tensors_required = 1
-        self._manager.warmup()  # creates the cache here, where a failure is the caller's
+        self._manager.warmup()  # creates the cache here, so that a failure is raised here
         assert self._manager.batch_processor is not None
         cache = self._manager.batch_processor.cache
-        # Written to, or its memory would be taken only as it is used: a machine that has too little
-        # says so now, not under load.
+        # Written to now, as the system allocates memory at the first write: a machine with too
+        # little fails here and not under load.
         cache.cache_tensor.zero_()
         capacity = infer_max_single_request_tokens(cache)
         text_config = model.config.get_text_config()
@@ -220,7 +220,7 @@ class BatchingEngine:
         self._states[request_id] = SamplingState(
             params, prompt, self._eos_token_ids, stream.logprobs[index]
         )
-        # Before the request, or its first tokens could arrive unheard.
+        # Before the request is added, or its first tokens could be missed.
         self._manager.register_result_handler(request_id, self._deliver)
         accepted = self.alive and self._manager.add_request(
             prompt,
@@ -250,7 +250,7 @@ class BatchingEngine:
         most_tokens = processor.max_batch_tokens
         processor.max_batch_tokens = min(chunk, most_tokens)
         deadline = time.monotonic() + seconds
-        with self._manager.pause():  # or the first might be through before the last is there
+        with self._manager.pause():  # or the first could finish before the last is added
             for number, each in enumerate(rehearsals):
                 request_id = f"rehearsal-{number}"
                 self._states[request_id] = each
@@ -260,7 +260,7 @@ class BatchingEngine:
                     max_new_tokens=len(each.answer),
                     eos_token_id=-1,
                 )
-        with quiet(self._manager._generation_thread):  # the caller hears of what goes wrong
+        with without_logs_of(self._manager._generation_thread):  # errors are raised here
             for _ in rehearsals:
                 self._await_result(deadline)
         self._states.clear()
@@ -285,15 +285,15 @@ class BatchingEngine:
         if thread is not None and thread.is_alive():
             interrupt(thread)
             thread.join(STOP_SECONDS)
-            # The interpreter would wait for it at its end.
+            # Counted in `threads_left`, so that the end of the process does not wait for it.
             WorkThread(target=thread.join, daemon=True).start()
 
     def stop(self) -> None:
         if not self.alive:
-            self._fail_all()  # first, for a thread that hangs takes its time
+            self._fail_all()  # first, as ending a thread that hangs takes seconds
             self.discard()
             return
-        # A hard stop fails what is still running; its streams hear of it through `_deliver`.
+        # A hard stop fails the running requests, which `_deliver` passes on to their streams.
         self._manager.stop(block=True, hard_stop=True)
         self._manager.destroy()
 
@@ -330,17 +330,17 @@ class BatchingEngine:
 
 
 @contextmanager
-def quiet(thread: Thread) -> Iterator[None]:
-    """Keeps what transformers' batching logs in this thread to itself."""
+def without_logs_of(thread: Thread) -> Iterator[None]:
+    """Drops the log records that transformers' batching writes in this thread."""
 
-    def elsewhere(record: logging.LogRecord) -> bool:
+    def from_other_thread(record: logging.LogRecord) -> bool:
         return record.thread != thread.ident
 
-    manager_logger.addFilter(elsewhere)
+    manager_logger.addFilter(from_other_thread)
     try:
         yield
     finally:
-        manager_logger.removeFilter(elsewhere)
+        manager_logger.removeFilter(from_other_thread)
 
 
 def interrupt(thread: Thread) -> None:

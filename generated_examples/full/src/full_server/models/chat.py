@@ -1,5 +1,4 @@
-"""Chat: a conversation in, text out. Tokens and text live here; the batch is the engine's, HTTP is
-not."""
+"""Chat: a conversation in, text out. It turns text into tokens and back; the engine generates."""
 
 import asyncio
 import math
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from .grammar import Grammar, GrammarCompiler
 
 MAX_GRAMMARS = 16
-"""Requests whose grammars are compiled or wait for it; most are found in a cache"""
+"""Limit of the requests whose grammars are compiled or wait for it; most are cached"""
 
 
 class Answer:
@@ -104,7 +103,7 @@ class ChatModel(Model):
         marks = f"{layout.prefix}{layout.suffix}" if layout else ""
         self._vocabulary = Vocabulary(tokenizer, visible=marks)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
-        # Compiling one can take seconds, in which those without a grammar must not wait.
+        # Compiling a grammar can take seconds, and must not delay requests without one.
         self._grammar_executor = ThreadPoolExecutor(2, thread_name_prefix="grammar")
         self._grammars_waiting = 0
 
@@ -163,7 +162,7 @@ class ChatModel(Model):
         token is generated.
         """
         deadline = deadline or Deadline(math.inf)
-        # Before any work: what is refused has cost nothing.
+        # Before any work, so that a refusal costs nothing.
         answer_tokens = options.max_tokens or self._default_max_tokens
         estimate = (conversation.estimated_tokens + answer_tokens) * options.n
         place = resources.enter_context(self._admission.enter(estimate, options.n))
@@ -279,7 +278,7 @@ class ChatModel(Model):
         return asked or min(room, self._default_max_tokens)
 
     def _grammar(self, options: ChatOptions) -> "Grammar | None":
-        """What holds the answer to a form. Raises InvalidInput."""
+        """The grammar of the answer; None for free text. Raises InvalidInput."""
         form = options.form
         if options.tools:
             if self._prompts.layout is None:

@@ -119,7 +119,7 @@ class EmbeddingsModel(Model):
             size = self._encoder.dimensions
             raise InvalidInput(f"The model's vectors have {size} dimensions.", "dimensions")
         deadline = deadline or Deadline(math.inf)
-        # Before any work: what is refused has cost nothing.
+        # Before any work, so that a refusal costs nothing.
         self._check_sizes(inputs)
         try:
             with self._admission.enter(estimate_tokens(inputs)) as place:
@@ -146,7 +146,7 @@ class EmbeddingsModel(Model):
     def _tokenize(self, inputs: Sequence[str] | Sequence[Sequence[int]]) -> list[list[int]]:
         limit, vocabulary = self._encoder.max_length, self._encoder.vocabulary
         tokenized: list[list[int]] = []
-        # In slices: a tokenizer's own results take a hundred times the memory of their text.
+        # In slices: the tokenizer's results take a hundred times the memory of the text.
         for start in range(0, len(inputs), SLICE):
             some = inputs[start : start + SLICE]
             texts = [text for text in some if isinstance(text, str)]
@@ -167,7 +167,7 @@ class EmbeddingsModel(Model):
 
 
 def estimate_tokens(inputs: Sequence[str] | Sequence[Sequence[int]]) -> int:
-    """A guess that costs nothing: four characters a token."""
+    """An estimate without tokenising: four characters a token."""
     return sum(len(each) // 4 if isinstance(each, str) else len(each) for each in inputs)
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a model, in its own words. `..errors` gives each its HTTP status."""
+"""The errors of models. `..errors` gives each its HTTP status."""
 
 
 class ModelError(Exception):
@@ -46,8 +46,8 @@ class Overloaded(ModelError):
 class LoadFailed(ModelError):
     """The model could not be loaded. The cause is chained and logged, not shown.
 
-    The next attempt is due in `retry_after` seconds; with `permanent` it will fail as well, unless
-    somebody changes something.
+    The next attempt is due in `retry_after` seconds; with `permanent` it will fail as well,
+    until the settings or the files change.
     """
 
     def __init__(self, message: str, retry_after: int = 1, *, permanent: bool = False) -> None:

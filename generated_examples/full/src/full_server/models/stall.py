@@ -1,4 +1,4 @@
-"""Whether a thread that computes moves on. One that hangs is alive, and answers nothing."""
+"""Detects an inference thread that hangs: it is alive, but its step never ends."""
 
 import time
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class StallWatch:
             self.computing = False
 
     def moves(self, passes: int = 1) -> None:
-        """The next sign of life is due within the time of so many passes."""
+        """Progress: the next is due within the time of so many passes."""
         self._until = time.monotonic() + passes * self._seconds
 
     def stalled(self, *, work_waits: bool = False) -> bool:

@@ -35,7 +35,7 @@ class Tool(NamedTuple):
     strict: bool = True
     """Refuses a schema that cannot be enforced, instead of keeping what can be"""
     param: str = "tools"
-    """What the client calls its parameters"""
+    """Field of the request with its parameters, for errors"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ToolLayout:
     """
 
     trigger: str
-    """The beginning of `prefix` by which one knows that no more plain text comes"""
+    """The beginning of `prefix`, after which no more plain text comes"""
     prefix: str
     middle: str
     between: str | None
@@ -81,7 +81,7 @@ def read_layout(render: Render) -> ToolLayout | None:
         head = render([question], True)
         end_of_turn = render([question, plain], False).partition("plainanswer")[2]
         one = render([question, calling("firstname")], False)
-    # Templates raise whatever they like about messages that they do not take.
+    # Templates can raise anything for messages that they do not support.
     except Exception:
         return None
     found = ONE_CALL.fullmatch(one)
@@ -223,7 +223,7 @@ class ObjectScanner:
         self._escaped = False
 
     def push(self, text: str) -> int:
-        """How much of `text` belongs to the object."""
+        """Length of the part of `text` that belongs to the object."""
         for index, character in enumerate(text):
             if self._escaped:
                 self._escaped = False

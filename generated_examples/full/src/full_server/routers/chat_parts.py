@@ -1,4 +1,4 @@
-"""What a whole chat answer and a streamed one have in common."""
+"""Parts that a whole chat answer and a streamed one share."""
 
 import time
 import uuid

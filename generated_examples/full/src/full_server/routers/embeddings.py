@@ -38,7 +38,7 @@ async def create_embeddings(
     async with registry.use(body.model, EmbeddingsModel, deadline) as model:
         work = model.embed(body.inputs, body.dimensions, deadline)
         embeddings = await until_disconnect(request, work)
-    # 2048 vectors of 1024 numbers are 20 MB of JSON: nothing for the event loop.
+    # In a thread: 2048 vectors of 1024 numbers are 20 MB of JSON.
     content = await asyncio.to_thread(
         render, embeddings, body.model, body.encoding_format or "float"
     )
@@ -51,7 +51,7 @@ def render(embeddings: Embeddings, model: str, encoding: Literal["float", "base6
         vectors = embeddings.as_lists()
     else:
         vectors = (base64.b64encode(vector).decode() for vector in embeddings.as_bytes())
-    # One at a time: in one go, the dump would keep the event loop's thread from running.
+    # One at a time: a single dump would hold the GIL, and so the event loop, until its end.
     data = ",".join(
         EncodedEmbedding(object="embedding", index=index, embedding=vector).model_dump_json()
         for index, vector in enumerate(vectors)

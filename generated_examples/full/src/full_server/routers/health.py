@@ -15,14 +15,14 @@ router = APIRouter(prefix="/health", tags=["health"])
 class LoadedModel(BaseModel):
     id: str
     engine: Literal["continuous", "sequential"] | None = Field(
-        None, description="Whether requests are generated together or one after the other"
+        None, description="continuous: requests are generated together; sequential: one by one"
     )
-    engine_reason: str | None = Field(None, description="Why not together")
+    engine_reason: str | None = Field(None, description="Reason for the sequential engine")
 
 
 class Health(BaseModel):
     status: Literal["healthy", "unhealthy"]
-    reason: str | None = Field(None, description="What is wrong")
+    reason: str | None = Field(None, description="The problem, if it is unhealthy")
     device: dict[str, str | None] = Field(description="Where models run, once one was loaded")
     loaded_models: list[str]
     models: list[LoadedModel] = Field(description="More about the loaded models")
@@ -36,7 +36,7 @@ class Liveness(BaseModel):
 
 class Readiness(BaseModel):
     status: Literal["ready", "not ready"]
-    reason: str | None = Field(None, description="Why not")
+    reason: str | None = Field(None, description="Reason why it is not ready")
 
 
 def why_not_ready(request: Request, registry: RegistryDep) -> str | None:
@@ -51,7 +51,7 @@ def why_not_ready(request: Request, registry: RegistryDep) -> str | None:
 
 @router.get("", response_model_exclude_none=True)
 async def get_health(request: Request, registry: RegistryDep) -> Health:
-    """What runs where, for people and dashboards. Always a 200: the verdict is in the body."""
+    """Device and models, for people and dashboards. Always a 200: the state is in the body."""
     reason = why_not_ready(request, registry)
     return Health(
         status="unhealthy" if reason else "healthy",
@@ -69,7 +69,7 @@ async def get_health(request: Request, registry: RegistryDep) -> Health:
 
 @router.get("/live")
 async def get_liveness() -> Liveness:
-    """Answers as long as the event loop turns. A failure calls for a restart."""
+    """Answers as long as the event loop runs. A failure calls for a restart."""
     return Liveness()
 
 

@@ -1,4 +1,4 @@
-"""What all requests have in common."""
+"""The base of all requests."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_unicode(text: str) -> str:
-    """JSON can spell half of a surrogate pair, which is no character and no tokenizer takes."""
+    """Raises ValueError for half a surrogate pair, which JSON can hold and no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

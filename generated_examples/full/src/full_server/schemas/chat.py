@@ -91,11 +91,11 @@ class ChatRequest(GenerationRequest):
         None, description="Functions that the model may call"
     )
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
-        None, description="Whether it may call them, must, or must call a certain one"
+        None, description="Tool calls: none, allowed (auto), required, or a certain tool"
     )
     parallel_tool_calls: StrictBool | None = Field(None, description="Several calls at once")
     add_generation_prompt: StrictBool | None = Field(
-        None, description="Whether the prompt ends with the head of an answer; true by default"
+        None, description="End the prompt with the head of an assistant message; default true"
     )
     continue_final_message: StrictBool | None = Field(
         None, description="Go on with the last message instead of answering it"

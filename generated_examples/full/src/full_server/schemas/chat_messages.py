@@ -59,10 +59,10 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
-        description="Who speaks; developer is the newer name of system"
+        description="Role of the author; developer is the newer name of system"
     )
     content: Text | Annotated[list[ContentPart], Field(fail_fast=True)] | None = Field(
-        None, description="What is said: text, or parts of text"
+        None, description="Content: text, or parts of text"
     )
     refusal: Text | None = Field(None, description="Of the assistant: what it said instead")
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = Field(

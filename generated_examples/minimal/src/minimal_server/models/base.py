@@ -1,4 +1,4 @@
-"""The seam where a team puts a model of its own: subclass `Model`, list it in a `ModelSpec`."""
+"""The interface for models of your own: subclass `Model`, list it in a `ModelSpec`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ class Model(ABC):
     """One loaded model. Its methods for inference are its own; the registry needs only these."""
 
     type: ClassVar[str]
-    """What it does, as `/v1/models` shows it: "chat", "embeddings", …"""
+    """Its task, as `/v1/models` shows it: "chat", "embeddings", …"""
 
     @property
     def alive(self) -> bool:
@@ -21,7 +21,7 @@ class Model(ABC):
 
     @property
     def details(self) -> Mapping[str, str | None]:
-        """What `/health` shows of it; the names are those of `health.LoadedModel`."""
+        """Fields for `/health`, named as those of `health.LoadedModel`."""
         return {}
 
     @abstractmethod
