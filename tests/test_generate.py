@@ -351,6 +351,8 @@ def test_uv_takes_torch_for_the_cpu_where_there_is_no_cuda(
         [index], [source] = tools["uv"]["index"], tools["uv"]["sources"]["torch"]
         assert source["index"] == index["name"]
         assert index["explicit"]
-    readme = (tmp_path / "server" / "README.md").read_text()
+    readme, operating = (
+        (tmp_path / "server" / name).read_text() for name in ("README.md", "docs/operating.md")
+    )
     assert "`uv sync`" in readme
-    assert ("[[tool.uv.index]]" in readme) is (devices == ["cpu", "cuda"])
+    assert ("[[tool.uv.index]]" in operating) is (devices == ["cpu", "cuda"])

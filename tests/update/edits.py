@@ -119,8 +119,12 @@ def own_workflow(project: Path) -> None:
     (project / ".github" / "workflows" / "deploy.yml").write_text("on: push\njobs: {}\n")
 
 
-def own_readme_section(project: Path) -> None:
+def own_readme_sections(project: Path) -> None:
     readme = project / "README.md"
+    line = "a table of their own below this line.\n"
+    change(
+        readme, line, f"{line}\n| variable | meaning |\n|---|---|\n| `INFER_GREETING` | Words |\n"
+    )
     readme.write_text(readme.read_text() + "\n## Who to call\n\nThe platform team.\n")
 
 
@@ -155,7 +159,7 @@ EDITS: list[Edit] = [
     crlf_and_edited,
     lock_file,
     own_workflow,
-    own_readme_section,
+    own_readme_sections,
     own_code_in_a_router,
     everything,
 ]

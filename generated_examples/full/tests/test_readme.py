@@ -1,6 +1,5 @@
-"""The README tells the truth: its settings are all of them, and its example works.
-
-Delete this file when you replace the README by your own.
+"""README and docs/ are true: their links lead somewhere, their tables are complete, and their
+example works. Delete this file when you replace them by your own.
 """
 
 import os
@@ -19,11 +18,13 @@ from full_server.schemas.chat import ChatRequest
 from full_server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ENV_EXAMPLE = (ROOT / ".env.example").read_text("utf-8")
 
+LINK = re.compile(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)")
+
 EXAMPLE_FILE = re.compile(r"^<!-- file: (\S+) -->\n```python\n(.*?)^```$", re.M | re.S)
-README_ROW = re.compile(r"^\| `INFER_(\w+)` \|(?: `(.*?)`)? \| (.*) \|$", re.M)
+SETTINGS_ROW = re.compile(r"^\| `INFER_(\w+)` \|(?: `(.*?)`)? \| (.*) \|$", re.M)
 ENV_ENTRY = re.compile(r"^# (.*)\n# INFER_(\w+)=(.*)$", re.M)
 
 
@@ -48,13 +49,24 @@ DOCUMENTED = {
 OWN = {name.upper() for name in CustomSettings.model_fields}
 
 
-def test_readme_lists_every_setting() -> None:
-    rows = {name: (default, meaning) for name, default, meaning in README_ROW.findall(README)}
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for path, heading in LINK.findall(page.read_text("utf-8")):
+        target = page.parent / path if path else page
+        assert target.is_file(), path
+        headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.M)
+        assert heading in ("", *(each.lower().replace(" ", "-") for each in headings)), heading
+
+
+def test_page_lists_every_setting() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    rows = {name: (default, meaning) for name, default, meaning in SETTINGS_ROW.findall(page)}
     assert {name: row for name, row in rows.items() if name not in OWN} == DOCUMENTED
 
 
-def test_readme_lists_every_field_of_a_request() -> None:
-    table = README.partition("### Fields of a request\n")[2].split("\n## ")[0]
+def test_page_lists_every_field_of_a_request() -> None:
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    table = page.partition("## Fields of a request\n")[2]
     rows = [re.findall(r"`(\w+)`", line) for line in table.splitlines() if line.startswith("| `")]
     fields = (ChatRequest.model_fields, ChatRequest.hints, ChatRequest.unsupported)
     assert rows == [sorted(names) for names in fields]
@@ -96,7 +108,8 @@ def test_example_of_an_own_model_works(tmp_path: Path) -> None:
     for folder in ("src", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=unwanted)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    files = dict(EXAMPLE_FILE.findall(README))
+    page = (ROOT / "docs" / "your-own-model.md").read_text("utf-8")
+    files = dict(EXAMPLE_FILE.findall(page))
     assert "train_sentiment.py" in files
     for name, content in files.items():
         (tmp_path / name).write_text(content, "utf-8")

@@ -1,4 +1,4 @@
-"""Every setting of the service, typed and described: INFER_* in the environment or in `.env`."""
+"""The settings of the service: INFER_* variables in the environment or in `.env`."""
 
 import difflib
 import re
@@ -24,49 +24,47 @@ class Settings(CustomSettings):
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Accepted bearer keys, separated by commas; empty lets everybody in"
+        (), description="Accepted bearer keys, separated by commas; empty: no authentication"
     )
-    public_docs: bool = Field(
-        False, description="Open /docs and /openapi.json to those who have no key"
-    )
+    public_docs: bool = Field(False, description="Serve /docs and /openapi.json without a key")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Origins whose pages may read answers, separated by commas; * is every one"
+        (), description="Allowed CORS origins, separated by commas; *: all"
     )
     trusted_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Host names to answer to, separated by commas; empty is every one"
+        (), description="Accepted host names, separated by commas; empty: all"
     )
     keep_alive_seconds: int = Field(
-        75, ge=1, description="Silence after which an idle connection is closed"
+        75, ge=1, description="Seconds after which an idle connection is closed"
     )
-    log_format: Literal["text", "json"] = Field("text", description="One line of text or of JSON")
+    log_format: Literal["text", "json"] = Field("text", description="Format of the log lines")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe messages to log"
+        "info", description="Lowest level of the messages to log"
     )
     max_body_size: int = Field(
-        4 * 1024 * 1024, gt=0, description="Largest request body in bytes, uploads aside"
+        4 * 1024 * 1024, gt=0, description="Largest request body in bytes, file uploads excluded"
     )
     body_timeout_seconds: float = Field(
-        30.0, gt=0, description="Silence in the middle of a request body that ends the request"
+        30.0, gt=0, description="Seconds without body data before the request is refused with 408"
     )
     max_connections: int = Field(
-        1000, ge=1, description="Connections at the same time; fewer where open files are limited"
+        1000, ge=1, description="Concurrent connections; fewer where the limit of open files is low"
     )
     request_timeout_seconds: float = Field(
-        600.0, gt=0, description="Longest time that one request may take, load and wait included"
+        600.0, gt=0, description="Seconds that a request may take, load and wait included"
     )
     drain_seconds: float = Field(
-        30.0, ge=0, description="Time that requests in flight get to finish after SIGTERM"
+        30.0, ge=0, description="Seconds that requests in flight get to finish after SIGTERM"
     )
 
     device: str = Field("auto", description="auto, cpu, cuda, or a device with an index")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of the weights; auto takes what the device computes natively"
+        "auto", description="Data type of the weights; auto: 16 bits where native on the device"
     )
     preload: bool = Field(
-        False, description="Load every configured model at start; not ready until they are loaded"
+        False, description="Load all models at start; not ready until they are loaded"
     )
     idle_unload_seconds: float = Field(
-        0.0, ge=0, description="Unload a model that was not used for so long; 0 keeps it loaded"
+        0.0, ge=0, description="Seconds without use after which a model is unloaded; 0: never"
     )
 
     @field_validator("api_keys", "cors_origins", "trusted_hosts", mode="before")
@@ -76,7 +74,7 @@ class Settings(CustomSettings):
             return value
         parts = tuple(part for each in value.split(",") if (part := each.strip()))
         if not parts:
-            raise ValueError("names nothing; leave it out where nothing is meant")
+            raise ValueError("has no entries; unset the variable instead")
         return parts
 
     @field_validator("cors_origins")
@@ -84,7 +82,7 @@ class Settings(CustomSettings):
     def check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
             if origin not in ("*", "null") and not re.fullmatch(r"[\w.+-]+://[^/\s*]+/?", origin):
-                raise ValueError(f"{origin!r} is no origin such as https://example.com, nor *")
+                raise ValueError(f"{origin!r} is not an origin such as https://example.com, nor *")
         return tuple(origin.rstrip("/").lower() for origin in value)
 
     @field_validator("trusted_hosts")
@@ -92,7 +90,7 @@ class Settings(CustomSettings):
     def check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for host in value:
             if not re.fullmatch(r"(\*\.)?[\w.-]+|\[?[0-9a-fA-F:.]+\]?", host):
-                raise ValueError(f"{host!r} is no host name such as example.com or *.example.com")
+                raise ValueError(f"{host!r} is not a host name such as example.com, *.example.com")
         return tuple(host.strip("[]").lower() for host in value)
 
     @field_validator("device")
@@ -102,7 +100,7 @@ class Settings(CustomSettings):
         # The CPU is always there, and tests run on it.
         known = value in ("auto", "cpu") or kind in DEVICES
         if not known or (":" in value and not index.isdecimal()):
-            raise ValueError(f"must be auto, cpu or one of {', '.join(DEVICES)}, index or not")
+            raise ValueError(f"must be auto, cpu or one of {', '.join(DEVICES)}, index optional")
         return value
 
 
@@ -127,4 +125,4 @@ def misspelt() -> Iterator[str]:
         if near := difflib.get_close_matches(name, known, 1, 0.6 if is_ours else 0.9):
             yield f"there is no setting {name}; did you mean {near[0]}?"
         elif is_ours:
-            yield f"there is no setting {name}; the README lists them all"
+            yield f"there is no setting {name}; docs/settings.md lists them all"

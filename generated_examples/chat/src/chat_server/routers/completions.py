@@ -38,7 +38,7 @@ async def create_completion(
     settings: SettingsDep,
     deadline: DeadlineDep,
 ) -> Completion | EventStream:
-    """Continues texts, whole or as a stream of server-sent events."""
+    """Generates continuations of texts, whole or as a stream of server-sent events."""
     head = Head.new(body.model, "cmpl")
     prompts = body.prompts()
     async with AsyncExitStack() as resources:

@@ -11,11 +11,11 @@ from .base import Text
 
 
 class ContentPart(BaseModel):
-    """A piece of text. The types beside `text` are those of answers that clients send back."""
+    """A text part. The types beside `text` are those of earlier responses that clients send back."""
 
     type: Literal["text", "output_text", "input_text", "refusal"]
     text: Text | None = None
-    refusal: Text | None = Field(None, description="In place of text, with the type refusal")
+    refusal: Text | None = Field(None, description="Text of a part of type refusal")
 
     @model_validator(mode="after")
     def check_text(self) -> Self:
@@ -31,7 +31,7 @@ class ContentPart(BaseModel):
 class FunctionCall(BaseModel):
     name: Text
     arguments: Text | dict[str, Any] | None = Field(
-        None, description="JSON; any text goes, for a call can have been cut off"
+        None, description="JSON; any text is accepted, as a call can have been cut off"
     )
 
     def for_template(self) -> dict[str, Any] | str:
@@ -54,21 +54,23 @@ class ToolCall(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """One turn. Fields beyond these reach the model's chat template as they are."""
+    """One message. Further fields are passed to the chat template unchanged."""
 
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
-        description="Role of the author; developer is the newer name of system"
+        description="Author of the message; developer is the newer name of system"
     )
     content: Text | Annotated[list[ContentPart], Field(fail_fast=True)] | None = Field(
-        None, description="Content: text, or parts of text"
+        None, description="Text, or text parts"
     )
-    refusal: Text | None = Field(None, description="Of the assistant: what it said instead")
+    refusal: Text | None = Field(None, description="Of the assistant: text of a refusal")
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = Field(
-        None, description="Of the assistant: what it called"
+        None, description="Of the assistant: the calls that it made"
     )
-    tool_call_id: Text | None = Field(None, description="Of a tool: the call that it answers")
+    tool_call_id: Text | None = Field(
+        None, description="Of a tool: id of the call whose result this is"
+    )
 
     @model_validator(mode="after")
     def check_content(self) -> Self:

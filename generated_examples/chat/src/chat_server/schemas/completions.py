@@ -43,17 +43,17 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
         | Tokens
         | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
-    ) = Field(description="A text, texts, the tokens of a text, or those of several")
-    echo: StrictBool | None = Field(None, description="Put the prompt before the answer")
+    ) = Field(description="Text, list of texts, list of token ids, or list of such lists")
+    echo: StrictBool | None = Field(None, description="Return the prompt before the output")
     logprobs: StrictInt | None = Field(
-        None, ge=0, le=20, description="Number of alternatives to report for each token"
+        None, ge=0, le=20, description="Number of alternatives to return for each token"
     )
-    best_of: StrictInt | None = Field(None, ge=1, description="Only as many as n")
+    best_of: StrictInt | None = Field(None, ge=1, description="Accepted if it equals n")
     add_special_tokens: StrictBool | None = Field(
-        None, description="Add the tokenizer's special tokens to a text; true by default"
+        None, description="Add the tokenizer's special tokens, such as BOS; true by default"
     )
     response_format: ResponseFormat | None = Field(
-        None, description="Text, any JSON object, or JSON that keeps to a schema"
+        None, description="Text, any JSON object, or JSON that matches a schema"
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Fields of all requests that generate text: sampling, its limits, the form of the answer.
+"""The fields that all requests for generated text share: sampling, limits, constrained output.
 
 The names are OpenAI's and, beyond those, vLLM's.
 """
@@ -135,22 +135,22 @@ Choices = Annotated[list[Text], Field(min_length=1), at_most(MOST_CHOICES)]
 
 class StreamOptions(BaseModel):
     include_usage: StrictBool | None = Field(
-        None, description="End the stream with the token usage"
+        None, description="Send the token usage at the end of the stream"
     )
     include_obfuscation: StrictBool | None = Field(
-        None, description="Accepted, nothing to obfuscate"
+        None, description="Accepted; nothing is obfuscated"
     )
 
 
 class StructuredOutputs(BaseModel):
-    """The form of the answer, in one of these fields; see vLLM's structured outputs."""
+    """Constraint of the output, as in vLLM: one of these fields."""
 
     model_config = ConfigDict(extra="forbid")
 
     json_: Schema | str | None = Field(None, alias="json", description="JSON schema")
-    regex: Text | None = Field(None, description="Regular expression of the whole answer")
-    choice: Choices | None = Field(None, description="The answer is one of these")
-    grammar: Text | None = Field(None, description="Lark or GBNF")
+    regex: Text | None = Field(None, description="Regular expression that the whole output matches")
+    choice: Choices | None = Field(None, description="Texts, of which the output is one")
+    grammar: Text | None = Field(None, description="Grammar in Lark or GBNF")
     json_object: StrictBool | None = Field(None, description="Any JSON object")
 
 
@@ -159,17 +159,23 @@ class GenerationRequest(APIRequest):
     unsupported: ClassVar[Mapping[str, Sequence[object]]] = UNSUPPORTED
 
     model: str = Field(description="Id of the model, see GET /v1/models")
-    stream: StrictBool | None = Field(None, description="Send the answer while it is generated")
+    stream: StrictBool | None = Field(None, description="Stream the output as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="Only with stream")
-    n: StrictInt | None = Field(None, ge=1, le=128, description="Number of answers")
-    max_tokens: StrictInt | None = Field(None, ge=1, description="Longest answer in tokens")
-    max_completion_tokens: StrictInt | None = Field(
-        None, ge=1, description="The newer name of max_tokens; wins if both are given"
+    n: StrictInt | None = Field(None, ge=1, le=128, description="Number of completions")
+    max_tokens: StrictInt | None = Field(
+        None, ge=1, description="Maximum number of generated tokens"
     )
-    min_tokens: StrictInt | None = Field(None, ge=0, description="Shortest answer in tokens")
-    ignore_eos: StrictBool | None = Field(None, description="Go on to max_tokens in any case")
+    max_completion_tokens: StrictInt | None = Field(
+        None, ge=1, description="Newer name of max_tokens, and takes precedence over it"
+    )
+    min_tokens: StrictInt | None = Field(
+        None, ge=0, description="Minimum number of generated tokens"
+    )
+    ignore_eos: StrictBool | None = Field(
+        None, description="Generate max_tokens, past end-of-sequence tokens"
+    )
     stop: Text | Annotated[list[Text], Field(max_length=4, fail_fast=True)] | None = Field(
-        None, description="Up to 4 strings at which the answer ends; they are not shown"
+        None, description="Up to 4 strings that end the output and are not part of it"
     )
     stop_token_ids: (
         Annotated[
@@ -178,22 +184,36 @@ class GenerationRequest(APIRequest):
             at_most(MOST_STOP_TOKENS),
         ]
         | None
-    ) = Field(None, description="Tokens at which the answer ends; they are not shown")
-    seed: StrictInt | None = Field(None, description="Same seed, same answer")
-    temperature: Number | None = Field(None, ge=0, le=2, description="0 takes the likeliest token")
-    top_p: Number | None = Field(None, ge=0, le=1, description="Mass of likely tokens to keep")
-    top_k: StrictInt | None = Field(
-        None, ge=-1, description="Number of likeliest tokens to choose from; 0 or -1 for all"
+    ) = Field(None, description="Ids of tokens that end the output and are not part of it")
+    seed: StrictInt | None = Field(
+        None, description="Seed of the sampling: the same request gets the same output"
     )
-    min_p: Number | None = Field(None, ge=0, le=1, description="Least share of the likeliest's")
+    temperature: Number | None = Field(
+        None, ge=0, le=2, description="Sampling temperature; 0: the most likely token"
+    )
+    top_p: Number | None = Field(
+        None, ge=0, le=1, description="Nucleus sampling: cumulative probability to keep"
+    )
+    top_k: StrictInt | None = Field(
+        None, ge=-1, description="Number of most likely tokens to keep; 0 or -1: all"
+    )
+    min_p: Number | None = Field(
+        None, ge=0, le=1, description="Minimum probability, relative to the most likely token"
+    )
     frequency_penalty: Number | None = Field(
-        None, ge=-2, le=2, description="Taken off a token's logit for each time it was said"
+        None,
+        ge=-2,
+        le=2,
+        description="Subtracted from a token's logit for each time it was generated",
     )
     presence_penalty: Number | None = Field(
-        None, ge=-2, le=2, description="Taken off a token's logit once it was said"
+        None, ge=-2, le=2, description="Subtracted from a token's logit once it was generated"
     )
     repetition_penalty: Number | None = Field(
-        None, gt=0, le=100, description="Divides the logits of tokens in prompt and answer"
+        None,
+        gt=0,
+        le=100,
+        description="Divides positive logits of tokens in prompt and output, or multiplies negative ones",
     )
     logit_bias: (
         Annotated[
@@ -201,14 +221,20 @@ class GenerationRequest(APIRequest):
             at_most(MOST_BIASES),
         ]
         | None
-    ) = Field(None, description="Token id → what is added to its logit")
+    ) = Field(None, description="Token id → number that is added to its logit")
     structured_outputs: StructuredOutputs | None = Field(
-        None, description="Form of the answer, in vLLM's fields"
+        None, description="Constraint of the output, in vLLM's form"
     )
-    guided_json: Schema | str | None = Field(None, description="Older: structured_outputs.json")
-    guided_regex: Text | None = Field(None, description="Older: structured_outputs.regex")
-    guided_choice: Choices | None = Field(None, description="Older: structured_outputs.choice")
-    guided_grammar: Text | None = Field(None, description="Older: structured_outputs.grammar")
+    guided_json: Schema | str | None = Field(
+        None, description="Older name of structured_outputs.json"
+    )
+    guided_regex: Text | None = Field(None, description="Older name of structured_outputs.regex")
+    guided_choice: Choices | None = Field(
+        None, description="Older name of structured_outputs.choice"
+    )
+    guided_grammar: Text | None = Field(
+        None, description="Older name of structured_outputs.grammar"
+    )
 
     @model_validator(mode="after")
     def check_form(self) -> Self:

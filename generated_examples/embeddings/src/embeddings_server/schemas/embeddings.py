@@ -37,12 +37,12 @@ class EmbeddingsRequest(APIRequest):
         | Annotated[list[NonEmptyText], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
         | Tokens
         | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
-    ) = Field(description="A text, texts, the tokens of a text, or those of several")
+    ) = Field(description="Text, list of texts, list of token ids, or list of such lists")
     encoding_format: Literal["float", "base64"] | None = Field(
-        None, description="Numbers, or little-endian float32 in base64"
+        None, description="float: numbers; base64: little-endian float32"
     )
     dimensions: StrictInt | None = Field(
-        None, ge=1, description="Keep only the first so many numbers"
+        None, ge=1, description="Truncate each vector to this many dimensions and normalize it"
     )
 
     @property

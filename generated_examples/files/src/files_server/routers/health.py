@@ -15,17 +15,17 @@ router = APIRouter(prefix="/health", tags=["health"])
 class LoadedModel(BaseModel):
     id: str
     engine: Literal["continuous", "sequential"] | None = Field(
-        None, description="continuous: requests are generated together; sequential: one by one"
+        None, description="continuous: requests share a batch; sequential: one at a time"
     )
-    engine_reason: str | None = Field(None, description="Reason for the sequential engine")
+    engine_reason: str | None = Field(None, description="Why requests do not share a batch")
 
 
 class Health(BaseModel):
     status: Literal["healthy", "unhealthy"]
-    reason: str | None = Field(None, description="The problem, if it is unhealthy")
-    device: dict[str, str | None] = Field(description="Where models run, once one was loaded")
+    reason: str | None = Field(None, description="Why it is unhealthy")
+    device: dict[str, str | None] = Field(description="Device and dtype, once a model was loaded")
     loaded_models: list[str]
-    models: list[LoadedModel] = Field(description="More about the loaded models")
+    models: list[LoadedModel] = Field(description="Details of the loaded models")
     timestamp: datetime
     pid: int
 
@@ -36,7 +36,7 @@ class Liveness(BaseModel):
 
 class Readiness(BaseModel):
     status: Literal["ready", "not ready"]
-    reason: str | None = Field(None, description="Reason why it is not ready")
+    reason: str | None = Field(None, description="Why it is not ready")
 
 
 def why_not_ready(request: Request, registry: RegistryDep) -> str | None:
@@ -51,7 +51,7 @@ def why_not_ready(request: Request, registry: RegistryDep) -> str | None:
 
 @router.get("", response_model_exclude_none=True)
 async def get_health(request: Request, registry: RegistryDep) -> Health:
-    """Device and models, for people and dashboards. Always a 200: the state is in the body."""
+    """Status for people and dashboards. Always a 200: the status is in the body."""
     reason = why_not_ready(request, registry)
     return Health(
         status="unhealthy" if reason else "healthy",
@@ -69,7 +69,7 @@ async def get_health(request: Request, registry: RegistryDep) -> Health:
 
 @router.get("/live")
 async def get_liveness() -> Liveness:
-    """Answers as long as the event loop runs. A failure calls for a restart."""
+    """200 while the event loop runs. A failure calls for a restart."""
     return Liveness()
 
 
@@ -79,7 +79,7 @@ async def get_liveness() -> Liveness:
     responses={status.HTTP_503_SERVICE_UNAVAILABLE: {"model": Readiness}},
 )
 async def get_readiness(request: Request, registry: RegistryDep, response: Response) -> Readiness:
-    """503 while the service should get no requests: models load, died, or it shuts down."""
+    """503 while models load, after one has died, and during the shutdown: send no requests then."""
     if reason := why_not_ready(request, registry):
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
         return Readiness(status="not ready", reason=reason)

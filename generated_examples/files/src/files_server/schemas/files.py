@@ -15,12 +15,14 @@ class File(FileObject):
     """OpenAI's file object, and what this service knows beyond it."""
 
     purpose: UploadPurpose  # type: ignore[assignment]  # theirs lacks `evals`, which they upload
-    page_count: int | None = Field(None, description="Pages rendered, if convert_pdf was asked for")
+    page_count: int | None = Field(
+        None, description="Number of rendered pages, if convert_pdf was set"
+    )
 
 
 class FileList(BaseModel):
     object: Literal["list"] = "list"
     data: list[File]
-    has_more: bool = Field(description="True if a request with after=last_id returns more")
+    has_more: bool = Field(description="Whether a request with after=last_id returns more files")
     first_id: str | None = None
     last_id: str | None = None

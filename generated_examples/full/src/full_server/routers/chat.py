@@ -31,7 +31,7 @@ async def create_chat_completion(
     settings: SettingsDep,
     deadline: DeadlineDep,
 ) -> ChatCompletion | EventStream:
-    """Answers a conversation, whole or as a stream of server-sent events."""
+    """Generates the next message of a conversation, whole or as a stream of server-sent events."""
     head = Head.new(body.model)
     async with AsyncExitStack() as resources:
         use = registry.use(body.model, ChatModel, deadline)

@@ -112,23 +112,27 @@ async def upload_file(
     deadline: DeadlineDep,
     file: UploadFile,
     purpose: Annotated[UploadPurpose, Form(description="Purpose of the file")],
-    convert_pdf: bool = Form(default=False, description="Render the pages of the PDF"),
-    pdf_dpi: int = Form(default=150, ge=36, le=300, description="Resolution of the pages"),
+    convert_pdf: bool = Form(default=False, description="Render the pages of a PDF as images"),
+    pdf_dpi: int = Form(
+        default=150, ge=36, le=300, description="Resolution of the pages in dots per inch"
+    ),
     expires_anchor: Literal["created_at"] | None = Form(
-        default=None, alias="expires_after[anchor]", description="When the time begins to run"
+        default=None,
+        alias="expires_after[anchor]",
+        description="Event at which the expiry time begins",
     ),
     expires_after: int | None = Form(
         default=None,
         alias="expires_after[seconds]",
         ge=3600,
         le=2_592_000,
-        description="Seconds after which the file is gone",
+        description="Seconds until the file expires",
     ),
 ) -> File:
-    """Keeps a file.
+    """Stores a file.
 
     - **file**: the file; at most INFER_MAX_UPLOAD_SIZE bytes
-    - **purpose**: what it is for, as in OpenAI's API
+    - **purpose**: purpose of the file, as in OpenAI's API
     - **convert_pdf**: also render the pages, see `GET /v1/files/{file_id}/pages/{number}`
     - **pdf_dpi**: resolution of the rendered pages
     - **expires_after**: anchor `created_at` and seconds, from an hour to 30 days
@@ -178,8 +182,8 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> FileList:
-    """Files by the time of their upload, newest first. `after` is the last id of the page before,
-    whether or not that file still exists.
+    """Files by the time of their upload, newest first. `after` is the last id of the previous page;
+    that file may have been deleted.
     """
     page, has_more = await files.list_files(limit=limit, after=after, order=order, purpose=purpose)
     return FileList(
@@ -192,7 +196,7 @@ async def list_files(
 
 @router.get("/{file_id}", response_model_exclude_none=True, responses=documented(404))
 async def retrieve_file(file: StoredFileDep) -> File:
-    """The metadata of a file."""
+    """Metadata of a file."""
     return as_file_object(file)
 
 

@@ -16,8 +16,8 @@ router = APIRouter(tags=["models"])
 class ModelCard(Model):
     """OpenAI's model object, and what this service knows beyond it."""
 
-    type: str = Field(description='What the model does: "chat", "embeddings", …')
-    loaded: bool = Field(description="False until its first use")
+    type: str = Field(description='Kind of the model: "chat", "embeddings", …')
+    loaded: bool = Field(description="Whether it is in memory; false before its first use")
 
 
 class ModelList(BaseModel):
@@ -47,5 +47,5 @@ async def list_models(registry: RegistryDep) -> ModelList:
     "/v1/models/{model_id:path}", response_model_exclude_none=True, responses=documented(404)
 )
 async def retrieve_model(model_id: str, registry: RegistryDep) -> ModelCard:
-    """One model. Hub ids contain a slash, so the id is all the rest of the path."""
+    """One model. Its id may contain slashes, as hub ids do."""
     return card(registry.spec(model_id), registry)

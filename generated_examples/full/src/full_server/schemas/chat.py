@@ -27,7 +27,7 @@ class FunctionDefinition(BaseModel):
     parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments")
     strict: StrictBool | None = Field(
         None,
-        description="Refuse a schema that cannot be enforced; else it is kept as far as it can",
+        description="Refuse a schema that cannot be enforced in full; else enforce what can be",
     )
 
 
@@ -52,7 +52,7 @@ class TextFormat(BaseModel):
 class JSONObjectFormat(BaseModel):
     type: Literal["json_object"]
     json_schema: dict[str, Any] | None = Field(
-        None, alias="schema", description="As in llama.cpp: a schema that the object keeps to"
+        None, alias="schema", description="As in llama.cpp: JSON schema of the object"
     )
 
 
@@ -62,7 +62,7 @@ class NamedSchema(BaseModel):
     json_schema: dict[str, Any] | None = Field(None, alias="schema")
     strict: StrictBool | None = Field(
         None,
-        description="Refuse a schema that cannot be enforced; else it is kept as far as it can",
+        description="Refuse a schema that cannot be enforced in full; else enforce what can be",
     )
 
 
@@ -78,33 +78,40 @@ ResponseFormat = Annotated[
 
 class ChatRequest(GenerationRequest):
     messages: list[ChatMessage] = Field(
-        min_length=1, fail_fast=True, description="The conversation so far"
+        min_length=1, fail_fast=True, description="Messages of the conversation so far"
     )
-    logprobs: StrictBool | None = Field(None, description="Report each token's log probability")
+    logprobs: StrictBool | None = Field(
+        None, description="Return the log probability of each token"
+    )
     top_logprobs: StrictInt | None = Field(
-        None, ge=0, le=20, description="With logprobs: how many alternatives to report"
+        None,
+        ge=0,
+        le=20,
+        description="With logprobs: number of alternatives to return for each token",
     )
     response_format: ResponseFormat | None = Field(
-        None, description="Text, any JSON object, or JSON that keeps to a schema"
+        None, description="Text, any JSON object, or JSON that matches a schema"
     )
     tools: Annotated[list[ToolDefinition], at_most(MOST_TOOLS)] | None = Field(
         None, description="Functions that the model may call"
     )
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
-        None, description="Tool calls: none, allowed (auto), required, or a certain tool"
+        None, description="none, auto, required, or the function that must be called"
     )
-    parallel_tool_calls: StrictBool | None = Field(None, description="Several calls at once")
+    parallel_tool_calls: StrictBool | None = Field(
+        None, description="Allow several calls in one message; true by default"
+    )
     add_generation_prompt: StrictBool | None = Field(
-        None, description="End the prompt with the head of an assistant message; default true"
+        None, description="Begin the assistant's turn at the end of the prompt; true by default"
     )
     continue_final_message: StrictBool | None = Field(
-        None, description="Go on with the last message instead of answering it"
+        None, description="Continue the last message instead of answering it"
     )
     reasoning_effort: str | None = Field(
-        None, description="Reaches the chat template; many templates do not read it"
+        None, description="Variable of the chat template; many templates ignore it"
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
-        None, description="Variables of the chat template, such as enable_thinking"
+        None, description="Further variables of the chat template, such as enable_thinking"
     )
 
     @model_validator(mode="after")
