@@ -181,13 +181,14 @@ def endpoints() -> str:
 
 
 def fields() -> str:
-    """The fields of a chat request, as the README of the full service lists them."""
-    return _section(EXAMPLES / "full" / "README.md", "### Fields of a request")
+    """The fields of a chat request, as the full service lists them."""
+    return _section(EXAMPLES / "full" / "docs" / "api.md", "## Fields of a request")
 
 
 def own_model() -> str:
-    """The worked example of the full service's README, with the names of its files shown."""
-    text = _section(EXAMPLES / "full" / "README.md", "## Your own model")
+    """The worked example of the full service, with the names of its files shown."""
+    page = EXAMPLES / "full" / "docs" / "your-own-model.md"
+    text = page.read_text("utf-8").partition("\n\n")[2]
     return re.sub(r"^<!-- file: (\S+) -->\n", r"`\1`:\n\n", text, flags=re.MULTILINE)
 
 
