@@ -18,6 +18,7 @@ from full_server.models.errors import InvalidInput, Unavailable
 from full_server.models.params import ChatOptions, SamplingParams
 from full_server.models.prompt import Conversation
 from full_server.models.tokens import TokenStream
+from full_server.models.transformers_private import step_limits
 from full_server.settings import Settings
 
 from .tiny_chat import build_chat_model, build_recurrent_model
@@ -242,7 +243,7 @@ async def test_what_never_fits_into_memory_fails_alone(
     assert isinstance(unlucky, Unavailable)
     assert all(isinstance(other, list) for other in others)
     assert engine.alive
-    assert engine._manager.batch_processor.scheduler.max_requests_per_batch == 8
+    assert step_limits(engine._manager)[0] == 8
     engine.stop()
 
 

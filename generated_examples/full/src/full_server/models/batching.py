@@ -1,44 +1,42 @@
-"""The engine on transformers' continuous batching: requests join and leave a running batch.
-
-It leans on names that transformers does not promise to keep (`_get_logits_processor`,
-`ContinuousBatchingLogitsProcessor`, `infer_max_single_request_tokens`), so `pyproject.toml` pins
-its minor version and `tests/test_batching.py` notices when one of them moves.
-"""
+"""The engine on transformers' continuous batching: requests join and leave a running batch."""
 
 import asyncio
 import ctypes
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Thread
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
-from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessor,
-)
-from transformers.generation.continuous_batching.model_runner import (
-    infer_max_single_request_tokens,
-)
-from transformers.generation.continuous_batching.requests import (
-    FutureRequestState,
-    GenerationOutput,
-    RequestState,
-)
-from transformers.generation.continuous_batching.utils import logger as manager_logger
+from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from ..threads import WorkThread
-from .batch_splitting import BatchSplitter
+from .batch_splitting import install_oom_retry
 from .errors import Unavailable
 from .params import SamplingParams
 from .sampling import SamplingState, mark_choices
 from .stall import StallWatch
 from .tokens import TokenStream
+from .transformers_private import (
+    GenerationOutput,
+    Row,
+    StepSampler,
+    allocate_cache,
+    has_failed,
+    longest_sequence,
+    make_manager,
+    manager_log_muted,
+    remove_handler,
+    set_step_limits,
+    step_limits,
+    thread_of,
+    wrap_step,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,48 +46,8 @@ PAGE_SIZE = 64
 STOP_SECONDS = 5.0
 """Time that the thread of an engine that failed gets to end, and again after it was interrupted"""
 
-
-def generated(request: RequestState) -> list[int]:
-    """Every token that the request has generated, those before a preemption included."""
-    prompt_length = request._true_initial_tokens or len(request.initial_tokens)
-    tokens: list[int] = request.initial_tokens[prompt_length:] + request.generated_tokens
-    return tokens
-
-
-class Sampler(ContinuousBatchingLogitsProcessor):
-    """Sampling with the parameters of each request inside the shared batch.
-
-    transformers' own per-request processors know temperature, top_k and top_p only, sort the whole
-    vocabulary for each, and divide by a temperature of 0, which kills the thread for everybody.
-    """
-
-    supported_kwargs: ClassVar[dict[str, type]] = {}
-    ignored_kwargs: tuple[str, ...] = ()
-
-    def __init__(self, states: Mapping[str, SamplingState]) -> None:
-        """`states` by request id; an unknown request id is ignored."""
-        self._states = states
-        self._rows: list[SamplingState] = []
-        self._unknown = SamplingState(SamplingParams(max_tokens=0, temperature=0.0), [], [], [])
-
-    def fill_defaults(self, int32_tensor: Tensor) -> None:
-        int32_tensor.zero_()
-
-    def prepare_tensor_args(self, requests_with_new_token: Sequence[FutureRequestState]) -> Tensor:
-        # The tensor for the device is not used: batching is synchronous, so the rows kept here are
-        # those of the next call.
-        self._rows = []
-        for request in requests_with_new_token:
-            state = self._states.get(request.state.request_id)
-            if state is not None:
-                state.catch_up(generated(request.state))
-            self._rows.append(state or self._unknown)
-        return torch.zeros(len(self._rows), dtype=torch.int32)
-
-    def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
-        # Further rows belong to prompts that are not fully read yet, and choose no token.
-        mark_choices(scores[: len(self._rows)], self._rows)
-        return scores
+CANCELLED = SamplingState(SamplingParams(max_tokens=0, temperature=0.0), [], [], [])
+"""State of a request that was cancelled while its step was prepared: its token is dropped"""
 
 
 class Rehearsal(SamplingState):
@@ -149,6 +107,8 @@ class BatchingEngine:
         self.max_sequences = max_batch_requests
         self._places: dict[str, Place] = {}
         self._states: dict[str, SamplingState] = {}
+        self._rows: list[SamplingState] = []
+        """States of the requests that get a token in the present step"""
         self._watch = StallWatch(stall_seconds)
         self._loop: asyncio.AbstractEventLoop | None = None
         """The event loop of the streams, since the first one"""
@@ -160,44 +120,45 @@ class BatchingEngine:
             max_requests_per_batch=max_batch_requests,
             allow_block_sharing=share_prefixes,
             per_request_processors=True,
-            # `Sampler` keeps its rows between two calls, which needs these two off.
+            # The engine keeps the rows of a step between two calls, which needs these two off.
             use_cuda_graph=False,
             use_async_batching=False,
         )
-        processors = LogitsProcessorList([Sampler(self._states)])
-        model._get_logits_processor = lambda *args, **kwargs: processors
-        try:
-            self._manager = model.init_continuous_batching(
-                GenerationConfig(do_sample=False, eos_token_id=self._eos_token_ids), config
-            )
-        finally:
-            del model._get_logits_processor  # the instance's; the class's is back
-        self._manager.logit_processor.tensors_required = 1
-        self._manager.warmup()  # creates the cache here, so that a failure is raised here
-        assert self._manager.batch_processor is not None
-        cache = self._manager.batch_processor.cache
-        # Written to now, as the system allocates memory at the first write: a machine with too
-        # little fails here and not under load.
-        cache.cache_tensor.zero_()
-        capacity = infer_max_single_request_tokens(cache)
+        self._manager = make_manager(
+            model,
+            GenerationConfig(do_sample=False, eos_token_id=self._eos_token_ids),
+            config,
+            StepSampler(self._begin_step, self._sample),
+        )
+        allocate_cache(self._manager)  # here, so that a failure is raised here
+        capacity = longest_sequence(self._manager)
         text_config = model.config.get_text_config()
         context = getattr(text_config, "max_position_embeddings", capacity)
         self.max_length: int = min(capacity, context)
         self.vocabulary: int = model.get_input_embeddings().weight.size(0)
-        BatchSplitter(self._manager)
-        self._compute = self._manager._generation_step
-        self._manager._generation_step = self._compute_watched
+        install_oom_retry(self._manager)
+        wrap_step(self._manager, self._run_step)
         self._manager.start()
 
-    def _compute_watched(self) -> None:
+    def _run_step(self, step: Callable[[], None]) -> None:
         with self._watch.step():
-            self._compute()
+            step()
+
+    def _begin_step(self, rows: Sequence[Row]) -> None:
+        self._rows = []
+        for request_id, tokens in rows:
+            state = self._states.get(request_id)
+            if state is not None:
+                state.catch_up(tokens)
+            self._rows.append(state or CANCELLED)
+
+    def _sample(self, logits: Tensor) -> None:
+        mark_choices(logits[: len(self._rows)], self._rows)
 
     @property
     def alive(self) -> bool:
-        status = self._manager.background_thread_status
-        runs = self._manager.is_running() and status.fatal_error is None
-        return runs and not self._watch.stalled(work_waits=bool(self._places))
+        stalled = self._watch.stalled(work_waits=bool(self._places))
+        return not stalled and not has_failed(self._manager)
 
     def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
         stream = TokenStream(len(params))
@@ -245,10 +206,8 @@ class BatchingEngine:
 
         Raises RuntimeError when the batch fails, TimeoutError after so many seconds.
         """
-        processor = self._manager.batch_processor
-        assert processor is not None
-        most_tokens = processor.max_batch_tokens
-        processor.max_batch_tokens = min(chunk, most_tokens)
+        _, most_tokens = step_limits(self._manager)
+        set_step_limits(self._manager, tokens=min(chunk, most_tokens))
         deadline = time.monotonic() + seconds
         with self._manager.pause():  # or the first could finish before the last is added
             for number, each in enumerate(rehearsals):
@@ -260,11 +219,11 @@ class BatchingEngine:
                     max_new_tokens=len(each.answer),
                     eos_token_id=-1,
                 )
-        with without_logs_of(self._manager._generation_thread):  # errors are raised here
+        with manager_log_muted(thread_of(self._manager)):  # errors are raised here
             for _ in rehearsals:
                 self._await_result(deadline)
         self._states.clear()
-        processor.max_batch_tokens = most_tokens
+        set_step_limits(self._manager, tokens=most_tokens)
 
     def _await_result(self, deadline: float) -> None:
         while (output := self._manager.get_result(timeout=0.1)) is None:
@@ -280,7 +239,7 @@ class BatchingEngine:
 
         A thread in code that cannot be interrupted goes on until it is through, and ends then.
         """
-        thread = self._manager._generation_thread
+        thread = thread_of(self._manager)
         self._manager.stop(block=True, timeout=STOP_SECONDS, hard_stop=True)
         if thread is not None and thread.is_alive():
             interrupt(thread)
@@ -324,23 +283,7 @@ class BatchingEngine:
 
     def _forget(self, request_id: str) -> None:
         del self._places[request_id], self._states[request_id]
-        # A cancelled request never delivers again, so its handler would stay for ever.
-        with self._manager.output_router._lock:
-            self._manager.output_router.result_handlers.pop(request_id, None)
-
-
-@contextmanager
-def without_logs_of(thread: Thread) -> Iterator[None]:
-    """Drops the log records that transformers' batching writes in this thread."""
-
-    def from_other_thread(record: logging.LogRecord) -> bool:
-        return record.thread != thread.ident
-
-    manager_logger.addFilter(from_other_thread)
-    try:
-        yield
-    finally:
-        manager_logger.removeFilter(from_other_thread)
+        remove_handler(self._manager, request_id)
 
 
 def interrupt(thread: Thread) -> None:
