@@ -13,7 +13,7 @@ from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
-from infer_scaffold import fixes, git, history
+from infer_scaffold import fixes, git, history, moves
 from infer_scaffold.errors import UserError
 
 ROOT = Path(__file__).parent
@@ -98,6 +98,9 @@ def _check(text: str) -> Version:
         raise UserError("there are changes that are not committed; commit or stash them.")
     if git.output(ROOT, "branch", "--show-current").strip() != "main":
         raise UserError("this is not main; releases are made from main.")
+    later = [str(move.since) for move in moves.load(ROOT) if move.since > version]
+    if later:
+        raise UserError(f"moves.toml says {later[0]}, which is newer than {version}; change one.")
     if git.output(ROOT, "tag", "--list", history.tag(version)):
         raise UserError(f"there is a tag {history.tag(version)} already; choose another version.")
     return version

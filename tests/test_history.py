@@ -31,7 +31,7 @@ def make(folder: Path, text: str) -> Path:
 def test_the_first_version_is_there_with_nothing_but_the_template(tmp_path: Path) -> None:
     assert history.versions()[0] == Version("0.1.0")
     names = {path.name for path in history.unpack(Version("0.1.0"), tmp_path / "x").iterdir()}
-    assert names == {".git", *history.TEMPLATE_PARTS}
+    assert names == {".git", "copier.yml", "reserved.jinja", "template"}
 
 
 def test_a_released_version_is_the_template_that_it_says(tmp_path: Path) -> None:
@@ -53,6 +53,24 @@ def test_a_new_version_follows_the_old_ones_and_leaves_them_as_they_are(tmp_path
     git.output(tmp_path, "clone", "--quiet", "--mirror", str(bundle), "all.git")
     log = git.output(tmp_path / "all.git", "log", "--format=%s", "v0.10.0").splitlines()
     assert log == ["Template of 0.10.0", "Template of 0.9.0", "Template of 0.2.0"]
+
+
+def test_what_the_template_has_moved_is_a_part_of_it(tmp_path: Path) -> None:
+    source = make(tmp_path / "source", "x")
+    git.make_repository(source, "Without")
+    history.add(tmp_path / "bundle", Version("1.0"), source)
+    before = history.fingerprint(source)
+    (source / "moves.toml").write_text('["2.0"]\n"a" = "b"\n')
+    git.output(source, "add", "--all")
+    git.output(source, "commit", "-qm", "Move", settings=git.FALLBACK_IDENTITY)
+    state = Version(f"1.1.dev0+t{history.fingerprint(source)}")
+    (source / "template" / "file").write_text("y")
+    history.add(tmp_path / "bundle", Version("2.0"), source)
+
+    assert str(state) != f"1.1.dev0+t{before}"
+    for number, version in enumerate((Version("1.0"), state, Version("2.0"))):
+        folder = history.unpack(version, tmp_path / str(number), tmp_path / "bundle")
+        assert (folder / "moves.toml").exists() == (version > Version("1.0"))
 
 
 def test_the_same_versions_make_the_same_bytes(

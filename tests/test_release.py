@@ -144,6 +144,11 @@ def test_refusals_leave_everything_as_it_was(checkout: Path) -> None:
     (checkout / "notes").touch()
     assert "changes that are not committed" in refused(str(NEW))
     (checkout / "notes").unlink()
+    with (checkout / "moves.toml").open("a") as table:
+        table.write('["90.2.0"]\n"src/*/a.py" = "src/*/b.py"\n')
+    arguments = ("commit", "--quiet", "--all", "--message=Move")
+    git.output(checkout, *arguments, settings=git.FALLBACK_IDENTITY)
+    assert "moves.toml says 90.2.0, which is newer than 90.1.0" in refused(str(NEW))
     git.output(checkout, "switch", "--quiet", "--create", "other")
     assert "this is not main" in refused(str(NEW))
 

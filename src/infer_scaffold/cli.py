@@ -169,7 +169,8 @@ def update(
         conflicts = update.of(updating.Kind.CONFLICT)
         if dry_run:
             for change in update.changes:
-                typer.echo(f"{change.kind:<8}  {visible(change.path)}")
+                place = f"{change.source} -> {change.path}" if change.source else change.path
+                typer.echo(f"{change.kind:<8}  {visible(place)}")
             typer.echo(f"{step}: {_count(update.changes)}. Nothing was written.")
             raise typer.Exit(1 if conflicts else 0)
         deleted = update.of(updating.Kind.DELETED)
@@ -182,9 +183,13 @@ def update(
         update.apply()
         with _reporting(f"{step} is done"):
             typer.echo(f"{step}: {_count(update.changes)}.")
-            skipped = update.of(updating.Kind.SKIPPED)
+            skipped = [
+                visible(change.source or change.path)
+                for change in update.changes
+                if change.kind is updating.Kind.SKIPPED
+            ]
             if skipped:
-                files = ", ".join(map(visible, skipped))
+                files = ", ".join(skipped)
                 typer.echo(f"You deleted or moved these, so their changes are left out: {files}")
             if conflicts:
                 for clash in merge.Clash:

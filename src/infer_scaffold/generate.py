@@ -50,18 +50,23 @@ def render(
     pretend: bool = False,
     source: Path | None = None,
     tag: str | None = None,
+    updating: bool = False,
 ) -> Rendered:
     """Render the template into `destination`.
 
     Questions without an answer get their default, or are asked on the terminal with `ask`;
     `defaults` overrides defaults of the template. `source` and `tag` are those of another version.
+    With `updating` it has also what the template keeps for older projects alone.
     """
     # Here, because it takes several times as long as everything that `--help` needs.
     import copier
     from copier.errors import CopierError, InteractiveSessionError
     from plumbum import local
 
-    origin = {"_src_path": template.address(), "_commit": tag or history.tag(history.current())}
+    hidden = {"_src_path": template.address(), "_commit": tag or history.tag(history.current())}
+    if updating:
+        # For _exclude in copier.yml: to copier, what is rendered here is always a copy.
+        hidden["_updating"] = "yes"
     try:
         # Without git on its PATH copier takes a checkout of this repository as the plain folder
         # that it is in a wheel, and spawns no git for each file that it writes. Its settings
@@ -70,7 +75,7 @@ def render(
             worker = copier.run_copy(
                 str(source or template.root()),
                 destination,
-                data={**answers, **origin},
+                data={**answers, **hidden},
                 user_defaults=defaults,
                 defaults=not ask,
                 settings=copier.Settings(),

@@ -6,14 +6,14 @@ are left alone.
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePosixPath
 
 from pathspec import GitIgnoreSpec
 
-from infer_scaffold.trees import OURS, Entries, Merged, Store
+from infer_scaffold.trees import OURS, Entries, Merged, Store, is_taken
 
 
 class Clash(StrEnum):
@@ -39,29 +39,40 @@ class Outcome:
     """The files after an update, and what there is to tell about it.
 
     `stages` has the sides of each conflict, by path and stage of git's index. The changes of
-    `skipped` files are left out.
+    `skipped` files are left out. `sources` tells from where the template has moved files.
     """
 
     files: Entries
     clashes: dict[str, Clash]
     stages: dict[str, dict[int, str]]
     skipped: set[str]
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 def merge(
-    store: Store, base: Entries, ours: Entries, theirs: Entries, owned: GitIgnoreSpec
+    store: Store,
+    base: Entries,
+    ours: Entries,
+    theirs: Entries,
+    owned: GitIgnoreSpec,
+    *,
+    known: Mapping[str, str] | None = None,
+    apart: Set[str] = frozenset(),
 ) -> Outcome:
     """Merge what the owner and the template have made of `base`.
 
-    `owned` matches the files that are the owner's from the first day on.
+    `owned` matches the files that are the owner's from the first day on. `known` tells where the
+    owner has files of `base`, however little they have in common; git finds out about the others.
+    Those that are `apart` say nothing about where the files beside them belong.
     """
     windows = store.with_crlf(ours)
     compared = ours | _with_line_ends(store, ours, windows, (b"\r\n", b"\n"))
     base, theirs = _without_owned(base, compared, theirs, owned)
-    merged = store.merge(base, compared, theirs)
+    merged = store.merge(base, compared, theirs, known or {})
     outcome = Outcome(dict(merged.entries), {}, {}, set())
     _settle(outcome, merged, base, ours)
-    _place_new(outcome, merged, base, ours, owned)
+    beside = {path: entry for path, entry in base.items() if path not in apart}
+    _place_new(outcome, merged, beside, ours, owned)
     _restore_names(outcome)
     _restore_line_ends(outcome, merged, store, ours, compared, windows)
     return outcome
@@ -95,20 +106,14 @@ def _place_new(
     """Put the files that are new in the template where they belong in the owner's layout."""
     files = outcome.files
     for path in files.keys() - ours.keys() - base.keys() - merged.stages.keys():
-        place, entry = _place(path, base, ours, merged.moved), files.pop(path)
-        if place is None:
+        home, entry = place(path, base, ours, merged.moved), files.pop(path)
+        if home is None:
             outcome.skipped.add(path)
-        elif place == path or not _is_taken(place, files):
-            files[place] = entry
-        elif files.get(place) != entry and not owned.match_file(path):
+        elif home == path or not is_taken(home, files):
+            files[home] = entry
+        elif files.get(home) != entry and not owned.match_file(path):
             files[path] = entry  # beside a file of the owner's that has its place
             outcome.stages[path], outcome.clashes[path] = {3: entry}, Clash.PLACE
-
-
-def _is_taken(place: str, files: Entries) -> bool:
-    """Say whether a file is at `place`, above it or below it."""
-    parents = {str(parent) for parent in PurePosixPath(place).parents}
-    return place in files or any(name in parents or name.startswith(f"{place}/") for name in files)
 
 
 def _restore_names(outcome: Outcome) -> None:
@@ -119,12 +124,12 @@ def _restore_names(outcome: Outcome) -> None:
     suffix = f"~{OURS}"
     for path in [path for path in outcome.stages if path.endswith(suffix)]:
         name = path.removesuffix(suffix)
-        if outcome.stages[path].keys() == {2} and not _is_taken(name, outcome.files):
+        if outcome.stages[path].keys() == {2} and not is_taken(name, outcome.files):
             outcome.files[name] = outcome.files.pop(path)
             del outcome.stages[path], outcome.clashes[path]
 
 
-def _place(path: str, base: Entries, ours: Entries, moved: Mapping[str, str]) -> str | None:
+def place(path: str, base: Entries, ours: Entries, moved: Mapping[str, str]) -> str | None:
     """Return where a file that is new in the template belongs in the owner's layout.
 
     It goes with the files beside it; None if the owner has deleted all of them.

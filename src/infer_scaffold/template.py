@@ -11,6 +11,8 @@ from infer_scaffold.errors import UserError
 # Generated projects find their updates here. It must never be a path of one machine.
 ADDRESS = "gh:infer-scaffold/infer-scaffold"
 VARIABLE = "INFER_SCAFFOLD_TEMPLATE"
+# Beside copier.yml: what the template has moved since which version.
+MOVES = "moves.toml"
 
 
 def root() -> Path:

@@ -7,7 +7,7 @@ the user or the machine applies.
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from infer_scaffold import git
 
@@ -119,9 +119,26 @@ class Store:
         lines = _fields(self._git("ls-files", "--eol", "-z"))
         return [line.partition("\t")[2] for line in lines if line.startswith("i/crlf")]
 
-    def merge(self, base: Entries, ours: Entries, theirs: Entries) -> Merged:
-        """Merge two descendants of `base`. Files are followed where either side moved them."""
+    def renamed(self, before: Entries, after: Entries) -> dict[str, str]:
+        """Return the files that were moved between two trees, as far as they are alike."""
+        return self._moved(self.tree(before), self.tree(after))
+
+    def merge(
+        self, base: Entries, ours: Entries, theirs: Entries, known: Mapping[str, str]
+    ) -> Merged:
+        """Merge two descendants of `base`. Files are followed where either side moved them.
+
+        `known` tells where our side has files of `base`, whatever is in them.
+        """
         root = self._commit(base)
+        # Both sides are compared at the path of the base, unless another file is in the way.
+        known = {
+            path: place
+            for path, place in known.items()
+            if path != place and not is_taken(path, ours) and place not in theirs
+        }
+        paths = {place: path for path, place in known.items()}
+        ours = {paths.get(path, path): entry for path, entry in ours.items()}
         for name, side in zip(_SIDES, (ours, theirs), strict=True):
             self._git("branch", name, self._commit(side, "-p", root))
         arguments = ("merge-tree", "--write-tree", "-z", "--no-messages", *_SIDES)
@@ -131,10 +148,11 @@ class Store:
             described, _, path = line.partition("\t")
             mode, name, stage = described.split()
             stages.setdefault(path, {})[int(stage)] = f"{mode} {name}"
-        entries = self.entries(tree)
+        stages = {known.get(path, path): sides for path, sides in stages.items()}
+        entries = {known.get(path, path): entry for path, entry in self.entries(tree).items()}
         marked = self._with_plain_labels(entries, stages)
         ours_moved, theirs_moved = (self._moved(root, name) for name in _SIDES)
-        return Merged(entries | marked, stages, set(marked), ours_moved, theirs_moved)
+        return Merged(entries | marked, stages, set(marked), ours_moved | known, theirs_moved)
 
     def _moved(self, before: str, after: str) -> dict[str, str]:
         kind = ("-r", "-z", "-M", "-l0", "--no-rename-empty")
@@ -170,6 +188,12 @@ class Store:
             input=input,
             allowed=tuple(allowed),
         )
+
+
+def is_taken(path: str, files: Entries) -> bool:
+    """Say whether a file is at `path`, above it or below it."""
+    parents = {str(parent) for parent in PurePosixPath(path).parents}
+    return path in files or any(name in parents or name.startswith(f"{path}/") for name in files)
 
 
 def quoted(path: Path) -> str:

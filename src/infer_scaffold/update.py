@@ -21,9 +21,9 @@ import yaml
 from packaging.version import InvalidVersion, Version
 from pathspec import GitIgnoreSpec
 
-from infer_scaffold import generate, git, history, template
+from infer_scaffold import generate, git, history, moves, template
 from infer_scaffold.errors import UserError
-from infer_scaffold.merge import Clash, Outcome, merge
+from infer_scaffold.merge import Clash, Outcome
 from infer_scaffold.project import ANSWERS_FILE, Project, read
 from infer_scaffold.questions import Answers, Question
 from infer_scaffold.trees import Entries, Store, quoted
@@ -45,6 +45,7 @@ class Kind(StrEnum):
 
     ADDED = "added"
     CHANGED = "changed"
+    MOVED = "moved"
     DELETED = "deleted"
     CONFLICT = "conflict"
     SKIPPED = "skipped"
@@ -52,11 +53,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Change:
-    """One file that an update touches; its path is relative to the project's folder."""
+    """One file that an update touches; its path is relative to the project's folder.
+
+    If the template has moved it there, `source` is where it was.
+    """
 
     kind: Kind
     path: str
     clash: Clash | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,8 @@ class Update:
     def _take_back(self) -> None:
         """Put the files of the work tree back after a failure while they were written."""
         written = {Kind.CHANGED, Kind.DELETED, Kind.CONFLICT}
-        paths = {change.path for change in self.changes if change.kind in written} - self._new
+        paths = {change.path for change in self.changes if change.kind in written}
+        paths = (paths | self._gone) - self._new
         for path in self._new:
             file = self.project.path / path
             file.unlink(missing_ok=True)
@@ -225,8 +231,10 @@ def prepare(
         if ANSWERS_FILE not in ours:
             raise UserError(f"{path} is not committed to {work_tree}; commit it before an update.")
         base, theirs = _sides(store, project, target, answers, questions, Path(temporary))
+        known = moves.load(Path(temporary, "new-template"))
+        due = moves.due(known, project.version, target, base, theirs)
         owned = _owned(Path(temporary))
-        outcome = merge(store, base, ours, theirs, owned)
+        outcome = moves.merge_moved(store, base, ours, theirs, owned, known, due)
         changed = {
             prefix + path: outcome.files.get(path, "")
             for path in ours.keys() | outcome.files.keys()
@@ -351,7 +359,8 @@ def _sides(
 
 def _render(version: Version, answers: Answers, temporary: Path, name: str) -> None:
     source = history.unpack(version, temporary / f"{name}-template")
-    generate.render(answers, temporary / name, source=source, tag=history.tag(version))
+    tag = history.tag(version)
+    generate.render(answers, temporary / name, source=source, tag=tag, updating=True)
 
 
 def _owned(temporary: Path) -> GitIgnoreSpec:
@@ -364,14 +373,18 @@ def _owned(temporary: Path) -> GitIgnoreSpec:
 
 
 def _changes(ours: Entries, outcome: Outcome) -> list[Change]:
-    changes = [Change(Kind.CONFLICT, path, clash) for path, clash in outcome.clashes.items()]
-    for path in (ours.keys() | outcome.files.keys()) - outcome.clashes.keys():
+    kinds = dict.fromkeys(outcome.skipped, Kind.SKIPPED)
+    for path in ours.keys() | outcome.files.keys():
         before, after = ours.get(path), outcome.files.get(path)
-        if before != after:
-            kind = Kind.ADDED if not before else Kind.CHANGED if after else Kind.DELETED
-            changes.append(Change(kind, path))
-    changes += [Change(Kind.SKIPPED, path) for path in outcome.skipped]
-    return sorted(changes, key=lambda change: change.path)
+        if not before:
+            kinds[path] = Kind.MOVED if path in outcome.sources else Kind.ADDED
+        elif before != after and (after or path not in outcome.sources.values()):
+            kinds[path] = Kind.CHANGED if after else Kind.DELETED
+    kinds |= dict.fromkeys(outcome.clashes, Kind.CONFLICT)
+    return [
+        Change(kind, path, outcome.clashes.get(path), outcome.sources.get(path))
+        for path, kind in sorted(kinds.items())
+    ]
 
 
 def _index_lines(prefix: str, stages: Mapping[str, Mapping[int, str]]) -> str:

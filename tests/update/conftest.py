@@ -9,9 +9,13 @@ import pytest
 from packaging.version import Version
 
 from infer_scaffold import generate, git, history, template
-from tests.update.edits import PACKAGE
+from infer_scaffold.moves import is_imported
+from tests.update import moving
+from tests.update.edits import PACKAGE, change
 
 NEXT = Version("99.0")
+# Has most modules elsewhere, and a later version that moves one of them again.
+MOVED, LATER = Version("100.0"), Version("101.0")
 # The default model has changed since; a project keeps what it was made with.
 MADE_WITH = {"project_name": PACKAGE, "chat_model": "google/gemma-3-270m-it"}
 Render = Callable[..., Path]
@@ -29,25 +33,64 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def moved_bundle(templates: Path) -> Path:
+    """The bundle with the versions that move files as well."""
+    bundle = templates / "moved.bundle"
+    shutil.copy(templates / "bundle", bundle)
+    source = templates / str(NEXT)
+    for version, rows, edit in (
+        (MOVED, moving.ROWS, lambda package: None),
+        (LATER, moving.LATER, edit_what_has_moved),
+    ):
+        history.copy_template(source, templates / str(version))
+        source = templates / str(version)
+        moving.move(source, str(version), rows)
+        edit(source / "template" / moving.FOLDER)
+        history.add(bundle, version, source)
+    return bundle
+
+
+def edit_what_has_moved(package: Path) -> None:
+    """The changes that the later version makes in what was moved, and in a re-export."""
+    for name, line in {
+        "serving/engine/batch.py": "from threading import Thread\n",
+        "serving/models/base.py": "class ModelSpec:\n",
+    }.items():
+        change(package / name, line, f"{line}# Later.\n")
+    with (package / "models" / "base.py").open("a") as reexport:
+        reexport.write("# Later.\n")
+
+
 @pytest.fixture
 def render(templates: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Render]:
     """Render a project of a version; `infer-scaffold` knows all of them."""
     monkeypatch.setattr(history, "BUNDLE", templates / "bundle")
 
-    def render(destination: Path, version: Version = NEXT, **answers: Any) -> Path:
+    def render(
+        destination: Path, version: Version = NEXT, *, updating: bool = False, **answers: Any
+    ) -> Path:
         # Copies of one rendering: copier takes half a second for each.
-        kept = templates / "renderings" / f"{version}-{answers}"
+        kept = templates / "renderings" / f"{version}-{updating}-{answers}"
         if not kept.exists():
             generate.render(
                 {**MADE_WITH, **answers},
                 kept,
                 source=templates / str(version),
                 tag=history.tag(version),
+                updating=updating,
             )
         shutil.copytree(kept, destination)
         return destination
 
     yield render
+
+
+@pytest.fixture
+def moved_render(render: Render, moved_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Render:
+    """Render a project; `infer-scaffold` knows the versions that move files as well."""
+    monkeypatch.setattr(history, "BUNDLE", moved_bundle)
+    return render
 
 
 # Written once: no update touches them, whatever the template makes of them later.
@@ -59,13 +102,33 @@ OWNED = [
 ]
 
 
-def render_wanted(render: Render, destination: Path, version: Version, **answers: Any) -> Path:
-    """Render what a project of `version` is after an update: its owner's files are older."""
-    wanted = render(destination, **answers)
-    old = render(destination.with_name(f"{destination.name}-old"), version, **answers)
+def render_wanted(
+    render: Render,
+    destination: Path,
+    version: Version,
+    to: Version = NEXT,
+    *,
+    made_with: dict[str, Any] | None = None,
+    **answers: Any,
+) -> Path:
+    """Render what a project of `version` is after an update.
+
+    Its owner's files are older, and re-exports stand where modules have been. `made_with` are the
+    answers that the update has changed.
+    """
+    wanted = render(destination, to, **answers)
+    old_answers = answers if made_with is None else made_with
+    old = render(destination.with_name(f"{destination.name}-old"), version, **old_answers)
     for name in OWNED:
         if (old / name).exists():
             shutil.copy(old / name, wanted / name)
+    updated = render(
+        destination.with_name(f"{destination.name}-updated"), to, updating=True, **answers
+    )
+    for name in files(updated).keys() - files(wanted).keys():
+        if (old / name).exists() and is_imported(name):
+            (wanted / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(updated / name, wanted / name)
     return wanted
 
 

@@ -67,15 +67,18 @@ def make(
     return project
 
 
-def run_update(project: Path) -> update.Update:
+def run_update(project: Path, to: Version | None = None) -> update.Update:
     """Update a project; what is announced for its files is what happens to them."""
     before = files(project)
-    with update.prepare(project, [], {}) as prepared:
+    with update.prepare(project, [], {}, to=str(to) if to else None) as prepared:
         assert prepared is not None
         prepared.apply()
     after = files(project)
-    assert set(prepared.of(Kind.ADDED)) == after.keys() - before.keys() - conflicts(prepared)
-    assert set(prepared.of(Kind.DELETED)) == before.keys() - after.keys()
+    moved = {change.path for change in prepared.changes if change.kind is Kind.MOVED}
+    left = {change.source for change in prepared.changes if change.source}
+    new = after.keys() - before.keys() - conflicts(prepared)
+    assert (set(prepared.of(Kind.ADDED)), moved) == (new - moved, new & moved)
+    assert set(prepared.of(Kind.DELETED)) == before.keys() - after.keys() - left
     changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
     assert set(prepared.of(Kind.CHANGED)) == changed - conflicts(prepared)
     assert not set(prepared.of(Kind.SKIPPED)) & after.keys()
@@ -137,7 +140,7 @@ def test_settings_of_a_person_change_nothing(
     prepared = run_update(project)
 
     assert conflicts(prepared) == set()
-    wanted = render(tmp_path / "wanted")
+    wanted = render_wanted(render, tmp_path / "wanted", OLD)
     trailing_blanks(wanted)
     assert_same(project, wanted)
 
@@ -154,7 +157,7 @@ def test_a_person_s_attributes_decide_about_the_work_tree_alone(
 
     configured("")
     commit(project)
-    wanted = render(tmp_path / "wanted")
+    wanted = render_wanted(render, tmp_path / "wanted", OLD)
     own_router(wanted)
     git.make_repository(wanted, "Wanted")
     found = [git.output(each, "rev-parse", "HEAD^{tree}") for each in (project, wanted)]
@@ -241,7 +244,7 @@ def test_a_file_that_became_binary_is_a_conflict_and_stays(
     assert (project / name).read_bytes() == ours
     assert 'version = "7.0"' in changed_settings_elsewhere.read_text()
     theirs = git.output(project, "show", f":3:{name}")
-    wanted = render(tmp_path / "wanted")
+    wanted = render_wanted(render, tmp_path / "wanted", OLD)
     assert theirs == (wanted / name).read_text()
 
 
@@ -443,7 +446,8 @@ def test_a_service_that_moved_into_a_folder_of_its_repository(
         prepared.apply()
 
     assert prepared.of(Kind.CONFLICT) == []
-    assert_same(project / "services" / "größe", render(tmp_path / "wanted"))
+    wanted = render_wanted(render, tmp_path / "wanted", OLD)
+    assert_same(project / "services" / "größe", wanted)
     assert (project / "README.md").read_text() == "All services\n"
 
 
@@ -489,7 +493,7 @@ def test_an_endpoint_that_is_switched_off_in_a_renamed_package(
     outcome = run("update", str(project), "--endpoints", "chat,health")
 
     assert (outcome.code, outcome.err) == (0, "")
-    wanted = render(tmp_path / "wanted", endpoints=["chat", "health"])
+    wanted = render_wanted(render, tmp_path / "wanted", OLD, endpoints=["chat", "health"])
     renamed_and_extended(wanted)
     assert_same(project, wanted)
 
@@ -582,7 +586,7 @@ def test_a_file_name_that_is_no_text(render: Render, tmp_path: Path) -> None:
 
     assert conflicts(run_update(project)) == set()
 
-    wanted = render(tmp_path / "wanted")
+    wanted = render_wanted(render, tmp_path / "wanted", OLD)
     odd(wanted)
     assert_same(project, wanted)
 
@@ -697,7 +701,7 @@ def test_a_sparse_checkout_is_refused_unless_it_holds_the_project(
     assert state(mono) == before
 
     assert run("update", str(mono / "two")).code == 0
-    assert_same(mono / "two", render(tmp_path / "wanted"))
+    assert_same(mono / "two", render_wanted(render, tmp_path / "wanted", OLD))
     assert not (mono / "one" / "tests").exists()
 
 

@@ -61,7 +61,14 @@ def test_endpoints_come_and_go_while_the_version_rises(render: Render, tmp_path:
         prepared.apply()
     # A question that is asked for the first time gets today's default.
     defaults = {question.name: question.default for question in questions.load(template.root())}
-    wanted = render(tmp_path / "wanted", **answers, chat_model=defaults["chat_model"])
+    wanted = render_wanted(
+        render,
+        tmp_path / "wanted",
+        RELEASED[0],
+        made_with={"endpoints": ["embeddings"]},
+        **answers,
+        chat_model=defaults["chat_model"],
+    )
     assert_same(project, wanted)
 
 
@@ -69,7 +76,7 @@ def test_endpoints_come_and_go_while_the_version_rises(render: Render, tmp_path:
 def test_a_local_fix_that_the_template_makes_too(
     name: str, project: Path, render: Render, tmp_path: Path
 ) -> None:
-    wanted = render(tmp_path / "wanted")
+    wanted = render_wanted(render, tmp_path / "wanted", RELEASED[0])
     fixed = Path("src", "myserver", name)
     (project / fixed).write_bytes((wanted / fixed).read_bytes())
     commit(project)

@@ -12,13 +12,13 @@ import pytest
 
 from infer_scaffold import git, history, update
 from infer_scaffold.update import Kind
-from tests.update.conftest import NEXT, Render
+from tests.update.conftest import LATER, NEXT, Render
 
 BUNDLE = Path(__file__).with_name("project-0.1.0.bundle")
 
 
 @pytest.fixture
-def old_project(render: Render, tmp_path: Path) -> Path:
+def old_project(moved_render: Render, tmp_path: Path) -> Path:
     """The team's repository."""
     arguments = ("clone", "--quiet", "--branch=main", str(BUNDLE), "project")
     git.output(tmp_path, *arguments, settings=git.AS_RENDERED)
@@ -29,7 +29,7 @@ def test_it_is_of_the_first_release() -> None:
     assert str(history.versions()[0]) == "0.1.0"
 
 
-@pytest.mark.parametrize("version", [*history.versions()[1:], NEXT], ids=str)
+@pytest.mark.parametrize("version", [*history.versions()[1:], NEXT, LATER], ids=str)
 def test_the_team_loses_nothing_and_the_service_works(version: object, old_project: Path) -> None:
     own = git.output(old_project, "diff", "--name-only", "--diff-filter=A", "HEAD~1").splitlines()
     before = {name: (old_project / name).read_bytes() for name in own}
