@@ -8,22 +8,25 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from packaging.version import Version
 
-from infer_scaffold import fixes, history, template
+from infer_scaffold import fixes, history, moves, template
 from infer_scaffold.check import config, runner
 from infer_scaffold.check.source import python_files
 from infer_scaffold.checklist import Pattern, Severity
 from infer_scaffold.errors import UserError
+from infer_scaffold.moves import Move
 from infer_scaffold.project import ANSWERS_FILE, Project, read, recorded
 from infer_scaffold.questions import Answers
 from infer_scaffold.reading import Unreadable, content
 from infer_scaffold.rendering import Renderer
 
+_CORE = "serving"  # below the package
 _DEPTH = 3
 _FEW = 8  # services that are looked at in this process
 
@@ -33,8 +36,9 @@ class Service:
     """One service of the fleet. Without `version`, `error` or `template` says why.
 
     `version` is the newest whose changes are in the files, `claimed` the one that the answers file
-    names. `older` are the files that are nearer to the version before. `template` is the address
-    of a template that is not ours, `package` the folder that the package was moved to.
+    names. `older` are the files that are nearer to the version before. `core` are the files below
+    serving/ that are not as rendered, or None where the version has no such folder. `template` is
+    the address of a template that is not ours, `package` the folder that the package was moved to.
     """
 
     path: Path
@@ -47,6 +51,7 @@ class Service:
     missing: list[fixes.Fix] = field(default_factory=list)
     edited: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
+    core: list[str] | None = None
     older: list[str] = field(default_factory=list)
     failing: list[Pattern] = field(default_factory=list)
     error: str = ""
@@ -89,9 +94,12 @@ def survey(paths: Iterable[Path]) -> list[Service]:
             raise UserError(f"{path} holds no project of infer-scaffold; give a folder that does.")
         folders.update(dict.fromkeys(found))
     with tempfile.TemporaryDirectory(prefix="infer-scaffold-") as temporary:
-        fleet = _Fleet(Path(temporary), tuple(history.versions()), template.address())
-        for version in fleet.released:
-            history.unpack(version, fleet.templates / str(version))
+        released = history.versions()
+        for version in released:
+            newest = history.unpack(version, Path(temporary, str(version)))
+        fleet = _Fleet(
+            Path(temporary), tuple(released), tuple(moves.load(newest)), template.address()
+        )
         services = _look_at_all(fleet, list(folders))
     return sorted(services, key=lambda each: (each.urgency, each.path))
 
@@ -119,10 +127,11 @@ def _services(path: Path, depth: int) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class _Fleet:
-    """The reference for all services: the folder with each version's template."""
+    """The reference for all services: each version's template, and what has moved since."""
 
     templates: Path
     released: tuple[Version, ...]
+    moves: tuple[Move, ...]
     address: str
 
 
@@ -209,11 +218,12 @@ def _versioned(fleet: _Fleet, service: Service) -> Service:
         return _between_releases(fleet, service, project)
     source = _Source(fleet, service.path, project.answers)
     claimed = fleet.released.index(project.version)
-    tree = _tree(service.path, source.rendered(claimed))
+    tree = _tree(fleet, service.path, source.rendered(claimed))
     at, older = claimed, list[str]()
     if any(tree.compare(source.rendered(claimed))):
         at, older = _contained(source, tree, claimed)
-    edited, deleted = tree.compare(source.rendered(at))
+    rendered = source.rendered(at)
+    edited, deleted = tree.compare(rendered)
     version = fleet.released[at]
     return dataclasses.replace(
         service,
@@ -224,6 +234,7 @@ def _versioned(fleet: _Fleet, service: Service) -> Service:
         missing=fixes.missing(version, fleet.released[-1]),
         edited=edited,
         deleted=deleted,
+        core=tree.core(rendered),
         older=[name for name in older if name not in deleted],
     )
 
@@ -237,7 +248,7 @@ def _between_releases(fleet: _Fleet, service: Service, project: Project) -> Serv
     with tempfile.TemporaryDirectory(prefix="infer-scaffold-") as temporary:
         root = history.unpack(project.version, Path(temporary, "template"))
         rendered = Renderer(root).render(project.answers)
-    tree = _tree(service.path, rendered)
+    tree = _tree(fleet, service.path, rendered)
     edited, deleted = tree.compare(rendered)
     return dataclasses.replace(
         service,
@@ -248,6 +259,7 @@ def _between_releases(fleet: _Fleet, service: Service, project: Project) -> Serv
         missing=fixes.missing(project.version, fleet.released[-1]),
         edited=edited,
         deleted=deleted,
+        core=tree.core(rendered),
     )
 
 
@@ -304,6 +316,7 @@ class _Tree:
     path: Path
     prefix: str
     package: str
+    moves: tuple[Move, ...]
     _read: dict[str, bytes | None] = field(default_factory=dict)
 
     def place(self, name: str) -> str:
@@ -314,12 +327,17 @@ class _Tree:
         return f"{self.package}/{inside}" if self.package else inside
 
     def read(self, name: str) -> bytes | None:
-        """Return a file with the template's line ends, or None if there is none to read."""
+        """Return a file with the template's line ends, or None if there is none to read.
+
+        It is looked for where a newer version has it as well.
+        """
         if name not in self._read:
-            try:
-                self._read[name] = content(self.path / self.place(name)).replace(b"\r\n", b"\n")
-            except Unreadable:
-                self._read[name] = None
+            self._read[name] = None
+            for place in reversed([name, *moves.steps(self.moves, name)]):
+                with suppress(Unreadable):
+                    found = content(self.path / self.place(place))
+                    self._read[name] = found.replace(b"\r\n", b"\n")
+                    break
         return self._read[name]
 
     def compare(self, rendered: Mapping[str, bytes]) -> tuple[list[str], list[str]]:
@@ -333,6 +351,17 @@ class _Tree:
             there = found is not None or os.path.lexists(self.path / self.place(name))
             (edited if there else deleted).append(self.place(name))
         return sorted(edited), sorted(deleted)
+
+    def core(self, rendered: Mapping[str, bytes]) -> list[str] | None:
+        """Return what is edited, gone or added in the folder that is the template's alone."""
+        folder = f"{self.prefix}/{_CORE}/"
+        files = {name: wanted for name, wanted in rendered.items() if name.startswith(folder)}
+        if not files:
+            return None
+        edited, deleted = self.compare(files)
+        here = self.path / self.place(folder)
+        found = {path.relative_to(self.path).as_posix() for path in here.rglob("*.py")}
+        return sorted({*edited, *deleted} | found - {self.place(name) for name in files})
 
     def votes(
         self, old: Mapping[str, bytes], new: Mapping[str, bytes]
@@ -380,20 +409,23 @@ def _lines(text: bytes) -> Counter[bytes]:
     return Counter(filter(None, map(bytes.strip, text.splitlines())))
 
 
-def _tree(path: Path, rendered: Mapping[str, bytes]) -> _Tree:
+def _tree(fleet: _Fleet, path: Path, rendered: Mapping[str, bytes]) -> _Tree:
     """Find the package: where it is rendered, or in the folder with most of its files.
 
-    Raises UserError if hardly any of them is anywhere.
+    The core is not asked: plain copier brings it to where the package was. Raises UserError if
+    hardly any of the others is anywhere.
     """
     prefix = "/".join(min(name for name in rendered if name.startswith("src/")).split("/")[:2])
     names = {
         name.removeprefix(f"{prefix}/")
         for name in rendered
-        if name.startswith(f"{prefix}/") and name.endswith(".py")
+        if name.startswith(f"{prefix}/")
+        and name.endswith(".py")
+        and not name.startswith(f"{prefix}/{_CORE}/")
     }
     here = sum(os.path.lexists(path / prefix / name) for name in names)
     if 2 * here >= len(names):
-        return _Tree(path, prefix, prefix)
+        return _Tree(path, prefix, prefix, fleet.moves)
     folders: Counter[str] = Counter({prefix: here})
     for file, problem in python_files(path):
         parts = file.relative_to(path).parts
@@ -408,4 +440,4 @@ def _tree(path: Path, rendered: Mapping[str, bytes]) -> _Tree:
             f"its package {prefix} is gone, and no folder holds the files of it: "
             "its version cannot be told"
         )
-    return _Tree(path, prefix, package)
+    return _Tree(path, prefix, package, fleet.moves)

@@ -23,7 +23,7 @@ _PAGE = Path(__file__).with_name("status.html.jinja")
 def to_text(services: Sequence[Service], newest: Version) -> str:
     """Return a table with one row a service; colours are for a terminal."""
     rows: list[tuple[str, ...]] = [
-        ("service", "version", "behind", "High", "edited", "failing", "note")
+        ("service", "version", "behind", "High", "edited", "core", "failing", "note")
     ]
     names = _labels(services)
     rows += [_row(service, name) for service, name in zip(services, names, strict=True)]
@@ -58,16 +58,24 @@ def _row(service: Service, name: str) -> tuple[str, ...]:
     failing = f"{', '.join(codes[:_CODES])}{more}" or "-"
     note = shortened(notes(service), _NOTE)
     if service.version is None:
-        return name, "-", "-", "-", "-", failing, note
+        return name, "-", "-", "-", "-", "-", failing, note
     edited = len(service.edited) + len(service.deleted)
     counts = (service.behind, len(service.severe), edited)
-    return name, version_text(service), *map(str, counts), failing, note
+    return name, version_text(service), *map(str, counts), core_text(service), failing, note
 
 
 def version_text(service: Service) -> str:
     """Return the version that the files have, and the one that is claimed where it differs."""
     claimed = f" (claims {service.claimed})" if service.claimed != service.version else ""
     return f"{service.version}{claimed}"
+
+
+def core_text(service: Service) -> str:
+    """Say whether the folder that is the template's alone is as the template has it."""
+    if service.core is None:
+        return "-"
+    edited = len(service.core)
+    return f"{edited} file{'s' if edited != 1 else ''} edited" if edited else "untouched"
 
 
 def notes(service: Service) -> str:
@@ -116,6 +124,7 @@ def to_html(services: Sequence[Service], newest: Version, today: datetime.date) 
         services=zip(services, _labels(services), strict=True),
         notes=notes,
         version_text=version_text,
+        core_text=core_text,
         today=today,
         summary=summary(services, newest),
     )
@@ -137,10 +146,15 @@ def _as_data(service: Service) -> dict[str, Any]:
         "missing": [_fix_as_data(fix) for fix in service.missing],
         "edited": service.edited,
         "deleted": service.deleted,
+        "core": None if service.core is None else _core_as_data(service.core),
         "older": service.older,
         "failing": [pattern.code for pattern in service.failing],
         "error": service.error or None,
     }
+
+
+def _core_as_data(edited: list[str]) -> dict[str, Any]:
+    return {"untouched": not edited, "edited": edited}
 
 
 def _fix_as_data(fix: Fix) -> dict[str, str]:

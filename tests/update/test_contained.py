@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from infer_scaffold import git, history, update
 from tests.conftest import Run
-from tests.update.conftest import NEXT, Render, commit
+from tests.update.conftest import LATER, NEXT, Render, commit
 from tests.update.edits import EDITS, PACKAGE, Edit, change
 
 RELEASED = history.versions()
@@ -93,6 +93,20 @@ def test_a_version_that_is_not_claimed(render: Render, look: Look, tmp_path: Pat
     assert (service["behind"], service["missing"]) == (0, [])
 
 
+def test_a_version_that_is_not_claimed_and_has_moved_its_files(
+    moved_render: Render, look: Look, tmp_path: Path
+) -> None:
+    project = moved_render(tmp_path / "service", LATER)
+    change(project / "src" / PACKAGE / "settings.py", "Field(8000,", "Field(9000,")
+    claim(project, RELEASED[0])
+
+    service = look(project)
+
+    assert (service["version"], service["claims"]) == (str(LATER), str(RELEASED[0]))
+    assert (service["behind"], service["deleted"]) == (0, [])
+    assert service["edited"] == [f"src/{PACKAGE}/settings.py"]
+
+
 def test_some_files_that_are_older(render: Render, look: Look, run: Run, tmp_path: Path) -> None:
     old, project = render(tmp_path / "old", RELEASED[-1]), render(tmp_path / "service")
     name = next(
@@ -108,9 +122,21 @@ def test_some_files_that_are_older(render: Render, look: Look, run: Run, tmp_pat
     assert f"1 file as before {NEXT}" in run("status", str(project)).out
 
 
-@pytest.mark.parametrize("place", ["src/acme", "acme", "services/api/src/acme"])
-def test_a_package_that_was_moved(place: str, render: Render, look: Look, tmp_path: Path) -> None:
-    for version in (NEXT, RELEASED[0]):
+@pytest.mark.parametrize(
+    ("place", "newest"),
+    [
+        ("src/acme", NEXT),
+        ("acme", NEXT),
+        ("services/api/src/acme", NEXT),
+        ("acme", LATER),
+    ],
+    ids=str,
+)
+def test_a_package_that_was_moved(
+    place: str, newest: Version, moved_render: Render, look: Look, tmp_path: Path
+) -> None:
+    render = moved_render
+    for version in (newest, RELEASED[0]):
         project = render(tmp_path / str(version), version)
         (project / place).parent.mkdir(parents=True, exist_ok=True)
         (project / "src" / PACKAGE).rename(project / place)
@@ -120,8 +146,9 @@ def test_a_package_that_was_moved(place: str, render: Render, look: Look, tmp_pa
         assert (service["version"], service["package"]) == (str(version), place)
         assert not [name for name in service["deleted"] if name.startswith(("src/", place))]
         # What an update brings to the old place is not what the service runs.
-        claim(project, NEXT)
-        old, new = render(tmp_path / f"old{version}", version), render(tmp_path / f"new{version}")
+        claim(project, newest)
+        old = render(tmp_path / f"old{version}", version)
+        new = render(tmp_path / f"new{version}", newest)
         for file in sorted(new.rglob(f"src/{PACKAGE}/**/*.py")):
             name = file.relative_to(new)
             if not (old / name).exists():

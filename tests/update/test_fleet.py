@@ -1,5 +1,6 @@
 """`infer-scaffold status`: a fleet in many states."""
 
+import datetime
 import json
 import subprocess
 import time
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from infer_scaffold import fixes, history
+from infer_scaffold import fixes, history, report
+from infer_scaffold import fleet as fleet_of
 from infer_scaffold.rendering import Renderer
 from tests.conftest import Run
-from tests.update.conftest import NEXT, Render
-from tests.update.edits import changed_settings, crlf_files, deleted_files, own_router
+from tests.update.conftest import LATER, MOVED, NEXT, Render
+from tests.update.edits import PACKAGE, changed_settings, crlf_files, deleted_files, own_router
 
 NODE = Path(__file__).parents[1] / "node"
 FIXES = """
@@ -75,6 +77,7 @@ def test_json(fleet: Path, run: Run) -> None:
         ("IS702", "Low", "Look."),
     ]
     assert (d["behind"], d["missing"], d["edited"], d["deleted"]) == (0, [], [], [])
+    assert (c["core"], e["core"]) == (None, None)
     assert e["version"] is None
     assert "cannot be used" in e["error"]
     # Files of one's own and other line ends are no edits of what the template manages.
@@ -88,17 +91,55 @@ def test_text(fleet: Path, run: Run) -> None:
 
     assert outcome.code == 1
     header, *rows, empty, summary = outcome.out.splitlines()
-    assert header.split() == ["service", "version", "behind", "High", "edited", "failing", "note"]
+    columns = ["service", "version", "behind", "High", "edited", "core", "failing", "note"]
+    assert header.split() == columns
     behind = str(sum(version > Version("0.1.0") for version in history.versions()))
     # One name, so that paths tell them apart; of a long one the end.
     assert [row.split()[0][-7:] for row in rows] == ["fleet/c", "/team/b", "/team/a"]
     assert [row.split()[1:] for row in rows] == [
-        ["0.1.0", behind, "1", "0", "-"],
-        ["0.1.0", behind, "1", "4", "-"],
-        ["99.0", "0", "0", "0", "-"],
+        ["0.1.0", behind, "1", "0", "-", "-"],
+        ["0.1.0", behind, "1", "4", "-", "-"],
+        ["99.0", "0", "0", "0", "-", "-"],
     ]
     assert empty == ""
     assert summary == "3 services, 2 behind 99.0, 2 without fixes of High severity."
+
+
+def test_the_core(moved_render: Render, tmp_path: Path) -> None:
+    def look() -> tuple[object, str, str]:
+        services = fleet_of.survey([service])
+        assert services[0].error == ""
+        (data,) = json.loads(report.to_json(services, LATER))["services"]
+        page = report.to_html(services, LATER, datetime.date.today())
+        return data["core"], report.to_text(services, LATER).splitlines()[1], page
+
+    service = moved_render(tmp_path / "service", MOVED)
+    (service / "src" / PACKAGE).rename(service / "acme")
+    core = service / "acme" / "serving"
+    crlf = core / "http" / "sse.py"
+    crlf.write_bytes(crlf.read_bytes().replace(b"\n", b"\r\n"))
+    (core / "http" / "__pycache__").mkdir()
+    (core / "http" / "__pycache__" / "sse.pyc").touch()
+    (service / "acme" / "routers" / "ours.py").touch()
+    (service / "acme" / "settings.py").open("a").write("# ours\n")
+
+    data, row, page = look()
+    assert data == {"untouched": True, "edited": []}
+    assert row.split()[4:6] == ["1", "untouched"]
+    assert "untouched" in page
+
+    (core / "engine" / "stall.py").open("a").write("# ours\n")
+    data, row, _ = look()
+    assert data == {"untouched": False, "edited": ["acme/serving/engine/stall.py"]}
+    assert " 1 file edited " in row
+
+    (core / "chat" / "text.py").unlink()
+    (core / "ours.py").touch()
+    data, row, page = look()
+    names = [f"acme/serving/{each}" for each in ("chat/text.py", "engine/stall.py", "ours.py")]
+    assert data == {"untouched": False, "edited": names}
+    assert " 3 files edited " in row
+    assert all(page.count(f"<code>{name}</code>") for name in names)
 
 
 def test_a_fleet_that_is_up_to_date_exits_with_0(fleet: Path, run: Run) -> None:
