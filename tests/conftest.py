@@ -29,6 +29,11 @@ class Outcome:
 Run = Callable[..., Outcome]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take minutes, so that all cores have work to the end."""
+    items.sort(key=lambda item: "test_generated_tests" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def _no_personal_git(monkeypatch: pytest.MonkeyPatch) -> None:
     """Isolate the tests from the git settings and the repository of the user."""
