@@ -115,24 +115,24 @@ def test_files_that_were_moved_get_their_changes_where_they_are(
     project: Path, render: Render, tmp_path: Path, run: Run
 ) -> None:
     newest = render(tmp_path / "newest")
-    package = project / "src" / PACKAGE
     unchanged = next(
         path
-        for path in package.rglob("*.py")
+        for folder in ("src", "tests", "deploy")
+        for path in sorted((project / folder).rglob("*.*"))
         if path.stat().st_size > 500
         and (newest / path.relative_to(project)).is_file()
         and (newest / path.relative_to(project)).read_bytes() == path.read_bytes()
     )
     tests = project / "tests"
     (tests / "test_sse.py").rename(tests / "test_streams.py")
-    unchanged.rename(unchanged.with_name("moved_and_unchanged.py"))
+    unchanged.rename(unchanged.with_name("moved_and_unchanged"))
     commit(project)
 
     shown = run("update", str(project), "--dry-run").out.splitlines()
     assert "changed   tests/test_streams.py" in shown
     changed = {line.split()[1] for line in shown}
     assert not {
-        path for path in changed if Path(path).name in {"test_sse.py", "moved_and_unchanged.py"}
+        path for path in changed if Path(path).name in {"test_sse.py", "moved_and_unchanged"}
     }
     assert run("update", str(project)).code == 0
 
