@@ -94,6 +94,9 @@ def infer_scaffold(checkout: Path, *arguments: str) -> "subprocess.CompletedProc
 
 
 def test_a_project_of_a_fresh_checkout_updates_to_the_next_release(checkout: Path) -> None:
+    sse = checkout / "template" / "src" / "{{package_name}}" / "sse.py"
+    sse.write_text(f"{sse.read_text()}\n# A change that no release has.\n")
+    git.output(checkout, "commit", "-qam", "Change", settings=git.FALLBACK_IDENTITY)
     project = checkout.parent / "server"
     made = infer_scaffold(checkout, "new", "server", "--yes")
     assert (made.returncode, made.stderr) == (0, "")
@@ -104,7 +107,6 @@ def test_a_project_of_a_fresh_checkout_updates_to_the_next_release(checkout: Pat
     router.write_text("OURS = 1\n")
     git.output(project, "add", "--all")
     git.output(project, "commit", "-qm", "Ours", settings=git.FALLBACK_IDENTITY)
-    sse = checkout / "template" / "src" / "{{package_name}}" / "sse.py"
     for fix in ("first", "second"):
         sse.write_text(f"{sse.read_text()}\n# The {fix} fix.\n")
         git.output(checkout, "commit", "-qam", fix, settings=git.FALLBACK_IDENTITY)
