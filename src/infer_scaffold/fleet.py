@@ -264,18 +264,23 @@ def _between_releases(fleet: _Fleet, service: Service, project: Project) -> Serv
 
 
 def _contained(source: "_Source", tree: "_Tree", claimed: int) -> tuple[int, list[str]]:
-    """The newest version whose changes are in the files, and the files that lack them."""
+    """The newest version whose changes are in the files, and the files that lack them.
+
+    A version that changed nothing of this service tells nothing, and is passed over.
+    """
     at = claimed
-    while at:
-        newer, older = tree.votes(source.rendered(at - 1), source.rendered(at))
-        if len(newer) >= len(older):
+    for number in range(claimed, 0, -1):
+        newer, older = tree.votes(source.rendered(number - 1), source.rendered(number))
+        if len(older) > len(newer):
+            at = number - 1
+        elif newer:
             break
-        at -= 1
-    while at >= claimed and at + 1 < len(source.fleet.released):
-        newer, older = tree.votes(source.rendered(at), source.rendered(at + 1))
-        if len(newer) <= len(older):
+    for number in range(claimed + 1, len(source.fleet.released) if at == claimed else 0):
+        newer, older = tree.votes(source.rendered(number - 1), source.rendered(number))
+        if len(newer) > len(older):
+            at = number
+        elif older:
             break
-        at += 1
     _, older = tree.votes(source.rendered(at - 1), source.rendered(at)) if at else ([], [])
     return at, older
 

@@ -27,7 +27,13 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("templates")
     bundle = folder / "bundle"
     shutil.copy(history.BUNDLE, bundle)
-    history.add(bundle, NEXT, template.root())
+    # Right after a release the template is that of the release.
+    following = folder / "following"
+    history.copy_template(template.root(), following)
+    for name in ("drain.py", "threads.py", "models/device.py"):
+        module = following / "template" / "src" / "{{package_name}}" / name
+        module.write_text(f"{module.read_text()}\n# The version after all releases.\n")
+    history.add(bundle, NEXT, following)
     for version in history.versions(bundle):
         history.unpack(version, folder / str(version), bundle)
     return folder
