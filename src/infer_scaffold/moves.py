@@ -272,13 +272,15 @@ def merge_moved(
     going = {file.now: file.place for file in files if file.goes}
     taken = {file.place: file.new for file in files if file.is_taken}
     base, kept = without_reexports(moves, base, ours, theirs, renamed)
+    known = {path: home for path, home in along.items() if path not in moved}
+    known |= {file.new: file.home for file in files if file.home is not None}
     outcome = merge(
         store,
         {moved.get(path, path): entry for path, entry in base.items()},
         {going.get(path, path): ours[path] for path in ours.keys() - taken.keys()},
         {path: entry for path, entry in kept.items() if path not in moved},
         owned,
-        known=along | {file.new: file.home for file in files if file.home is not None},
+        known=known,
         apart={file.new for file in files if not file.goes},
     )
     for file in files:

@@ -41,6 +41,7 @@ ROWS = {
     **row("chat", "chat>model prompt output text tools>tool_calls params"),
     **row("engine", "tokens>base batching>continuous generate>sequential batch_splitting"),
     **row("engine", "sampling grammar grammar_trial relaxing proof stall loading"),
+    **row("engine", "transformers_private"),
     **row("embeddings", "embeddings>model encoder batcher>scheduler pooling"),
     "src/*/files/": "src/*/serving/files/",
     "tests/test_files*.py": "tests/serving/test_files*.py",

@@ -26,7 +26,6 @@ RELEASED = history.versions()
 LAST = RELEASED[-1]
 SRC = f"src/{PACKAGE}"
 BATCHING, CONTINUOUS = f"{SRC}/models/batching.py", f"{SRC}/serving/engine/continuous.py"
-BASE, NEW_BASE = f"{SRC}/models/base.py", f"{SRC}/serving/models/base.py"
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +87,11 @@ def edit_all(project: Path, wanted: Path, places: dict[str, str]) -> list[str]:
     return edited
 
 
-@pytest.mark.parametrize(("version", "to"), [(RELEASED[0], LATER), (LAST, MOVED)], ids=str)
+@pytest.mark.parametrize(
+    ("version", "to"),
+    [(RELEASED[0], LATER), *((version, MOVED) for version in RELEASED[1:])],
+    ids=str,
+)
 def test_the_law_for_every_file_that_moves(
     version: Version, to: Version, render: Render, tmp_path: Path, places: Places
 ) -> None:
@@ -281,7 +284,7 @@ def test_what_the_owner_has_moved_or_deleted_or_added(
         (package / "models" / "pooling.py").unlink()
         (package / "models" / "reranker.py").write_text("OURS = 1\n")
         (package / "files" / "ours.py").write_text("OURS = 2\n")
-        (package / "models" / "base.py").write_text("OURS = 3\n")  # nothing in common
+        (package / "models" / "registry.py").write_text("OURS = 3\n")  # nothing in common
 
     project = make(render, tmp_path / "project", edit, LAST)
     package = project / SRC
@@ -293,8 +296,9 @@ def test_what_the_owner_has_moved_or_deleted_or_added(
     assert f"changed   {SRC}/own/batches.py" in shown
     assert f"skipped   {SRC}/models/pooling.py -> {SRC}/serving/embeddings/pooling.py" in shown
     assert f"their changes are left out: {SRC}/models/pooling.py\n" in told.out
-    assert f"conflict  {BASE} -> {NEW_BASE}" in shown
-    assert "OURS = 3\n" in (project / NEW_BASE).read_text()
+    registry = f"{SRC}/serving/models/registry.py"
+    assert f"conflict  {SRC}/models/registry.py -> {registry}" in shown
+    assert "OURS = 3\n" in (project / registry).read_text()
     new = render(tmp_path / "new", MOVED)
     added = set((new / CONTINUOUS).read_text().splitlines()) - set(batches.splitlines())
     assert added <= set((package / "own" / "batches.py").read_text().splitlines())

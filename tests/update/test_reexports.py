@@ -15,8 +15,10 @@ from tests.update.conftest import LATER, MOVED, Render, commit, files, render_wa
 from tests.update.edits import PACKAGE, change, own_router
 from tests.update.test_hostile import conflicts, make, run_update
 from tests.update.test_law import assert_same
-from tests.update.test_moves import BASE, BATCHING, CONTINUOUS, LAST, SRC, insert
+from tests.update.test_moves import BATCHING, CONTINUOUS, LAST, SRC, insert
 from tests.update.test_update import plain_copier, publish
+
+BASE = f"{SRC}/models/base.py"
 
 
 @pytest.fixture(autouse=True)
@@ -42,10 +44,16 @@ def python(project: Path, *arguments: str) -> str:
     ).stderr
 
 
-def own_tests(project: Path) -> None:
+def at_old_paths(project: Path, version: Path) -> list[str]:
+    """What stands where the template of a version has moved something away."""
+    table = moves.load(version)
+    return [path for path in files(project) if any(row.place(path) for row in table)]
+
+
+def own_tests(project: Path, *names: str) -> None:
     """Run tests of the version itself, of modules that it has moved."""
-    names = ("tests/serving/test_text.py", "tests/serving/test_files_store.py")
-    python(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names)
+    paths = [f"tests/serving/test_{name}.py" for name in names]
+    python(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths)
 
 
 def test_a_new_project_has_no_reexports_and_passes_its_tests(
@@ -55,10 +63,9 @@ def test_a_new_project_has_no_reexports_and_passes_its_tests(
 
     project = tmp_path / PACKAGE
     assert "_commit: v100.0\n" in (project / ".copier-answers.yml").read_text()
-    table = moves.load(template.root())
-    assert not [path for path in files(project) if any(row.place(path) for row in table)]
-    assert not (project / SRC / "models").exists()
-    own_tests(project)
+    assert at_old_paths(project, template.root()) == []
+    assert not (project / SRC / "models" / "__init__.py").exists()
+    own_tests(project, "text", "files_store")
 
     # Nor does it get any later, not even with an endpoint that it had not.
     for answers in (["--endpoints", "files,health"], ["--endpoints", "chat,files,health"]):
@@ -68,7 +75,8 @@ def test_a_new_project_has_no_reexports_and_passes_its_tests(
     assert outcome.code == 0
     assert "left out" not in outcome.out
     assert (project / SRC / "serving" / "engine" / "batch.py").exists()
-    assert not (project / SRC / "models").exists()
+    # One for what it had where the newest version moves it.
+    assert at_old_paths(project, moved_bundle.parent / str(LATER)) == [CONTINUOUS]
 
 
 def test_an_older_project_keeps_its_imports(render: Render, tmp_path: Path, run: Run) -> None:
@@ -95,7 +103,7 @@ def test_an_older_project_keeps_its_imports(render: Render, tmp_path: Path, run:
     warned = python(project, "-c", script)
     assert f"{SRC}/custom.py:" in warned  # the line that imports, not the re-export's
     assert "DeprecationWarning: myserver.models.base has moved to serving/models/base.py" in warned
-    own_tests(project)
+    own_tests(project, "text")
 
     # The next version changes what moved, moves one of it on, and changes a re-export.
     (project / SRC / "models" / "text.py").unlink()
