@@ -101,7 +101,7 @@ def clash(prepared: update.Update, path: str) -> Clash | None:
 
 def trailing_blanks(project: Path) -> None:
     everything(project)
-    (project / "docs").mkdir()
+    (project / "docs").mkdir(exist_ok=True)
     (project / "docs" / "notes.md").write_text("A hard break  \nhere\t\n\n\n")
     readme = project / "README.md"
     readme.write_bytes(readme.read_bytes() + b"\r\nTwo blanks  \r\nend here \t\r\n\r\n")
@@ -517,7 +517,7 @@ def test_a_new_file_whose_place_is_taken_in_a_renamed_package(
 
 def test_a_file_that_became_a_link(render: Render, tmp_path: Path) -> None:
     def link(project: Path) -> None:
-        (project / "docs").mkdir()
+        (project / "docs").mkdir(exist_ok=True)
         (project / "README.md").rename(project / "docs" / "README.md")
         (project / "README.md").symlink_to("docs/README.md")
 
