@@ -161,7 +161,7 @@ class Moved:
 
     @property
     def home(self) -> str | None:
-        """Where the owner has it after the update."""
+        """The owner's path of the file after the update."""
         return self.place if self.goes else self.now
 
 

@@ -35,7 +35,7 @@ class Renderer:
     def render(self, answers: Answers) -> dict[str, bytes]:
         """Return the files that the template manages, by path: not those written only once."""
         context = self._complete(answers)
-        # A new project: re-exports at paths that were left are nobody's edits.
+        # As a new project: the re-exports that older projects keep do not count as edits.
         patterns = (each.render(context, _copier_operation="copy") for each in self._excluded)
         excluded = self._spec(tuple("\n".join(patterns).splitlines()))
         theirs = self._spec(tuple(self._config.get("_skip_if_exists", ())))

@@ -81,6 +81,8 @@ BATCHED: dict[str, dict[str, Any]] = {
     },
     "olmo2": {},
     "cohere": {},
+    "smollm3": {"no_rope_layers": [1, 1, 0], "pad_token_id": 0},
+    "olmo3": {"sliding_window": 32},
 }
 
 # transformers 5.24 gives the pages of the batch to the model under the name of its own cache. The

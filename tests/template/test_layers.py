@@ -1,4 +1,4 @@
-"""Who may import what in a generated service."""
+"""The imports of a generated service, and the map of its modules."""
 
 import ast
 import re

@@ -82,6 +82,32 @@ def test_a_version_that_is_claimed_only(
     assert f" {version} (claims {NEXT}) " in run("status", str(project)).out
 
 
+@pytest.mark.parametrize("claimed", ["99.1", "99.2"])
+def test_versions_that_changed_nothing_are_passed_over(
+    claimed: str,
+    render: Render,
+    look: Look,
+    templates: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two more versions with the files of the newest one."""
+    bundle = tmp_path / "bundle"
+    shutil.copy(templates / "bundle", bundle)
+    for same in ("99.1", "99.2"):
+        history.add(bundle, Version(same), templates / str(NEXT))
+    monkeypatch.setattr(history, "BUNDLE", bundle)
+    old, new = render(tmp_path / "old", RELEASED[0]), render(tmp_path / "new")
+    for project in (old, new):
+        claim(project, Version(claimed))
+    change(new / "src" / PACKAGE / "settings.py", "Field(8000,", "Field(9000,")
+
+    assert look(old)["version"] == str(RELEASED[0])
+    assert look(new)["version"] == claimed
+    claim(new, RELEASED[0])
+    assert look(new)["version"] == str(NEXT)
+
+
 def test_a_version_that_is_not_claimed(render: Render, look: Look, tmp_path: Path) -> None:
     project = render(tmp_path / "service")
     change(project / "src" / PACKAGE / "settings.py", "Field(8000,", "Field(9000,")

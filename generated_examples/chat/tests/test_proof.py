@@ -176,10 +176,14 @@ def test_a_large_model_that_computes_something_else_is_not_batched(
 
 
 def test_layers_of_one_kind_count_once() -> None:
-    def build(layer_types: list[str], odd: int | None = None) -> int:
+    def build(layer_types: list[str], odd: int | None = None, **attributes: object) -> int:
         plain = [torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in layer_types]
-        if odd is not None:
+        for number, layer in enumerate(plain):
+            layer[0].layer_idx = number
+        if odd is not None and not attributes:
             plain[odd].append(torch.nn.ReLU())
+        for name, value in attributes.items():
+            setattr(plain[odd or 0][0], name, value)
         config = LlamaConfig(num_hidden_layers=len(plain))
         config.layer_types = layer_types
         return first_of_each_kind(torch.nn.ModuleList(plain), config)
@@ -187,6 +191,7 @@ def test_layers_of_one_kind_count_once() -> None:
     assert build(["full"] * 5) == 1
     assert build(["sliding", "sliding", "full", "sliding", "full"]) == 3
     assert build(["full"] * 5, odd=3) == 4  # a layer of experts among dense ones
+    assert build(["full"] * 5, odd=2, use_rope=False) == 3  # as in SmolLM3
 
 
 def test_a_cache_that_forgets_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

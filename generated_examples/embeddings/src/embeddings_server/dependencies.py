@@ -1,8 +1,8 @@
 """Dependencies of the routes: the objects that the lifespan creates once for the service.
 
 They are kept in `app.state`, as not every host of ASGI apps hands the state of a lifespan to the
-requests.
-The functions are `async def`, though they await nothing: others take a thread of a small pool.
+requests. The functions are `async def`, though they await nothing: others take a thread of a small
+pool.
 """
 
 from typing import Annotated
@@ -31,6 +31,5 @@ async def get_registry(connection: HTTPConnection) -> ModelRegistry:
 
 
 SettingsDep = Annotated[Settings, Depends(get_settings)]
-
 DeadlineDep = Annotated[Deadline, Depends(get_deadline)]
 RegistryDep = Annotated[ModelRegistry, Depends(get_registry)]

@@ -1,8 +1,8 @@
 """Dependencies of the routes: the objects that the lifespan creates once for the service.
 
 They are kept in `app.state`, as not every host of ASGI apps hands the state of a lifespan to the
-requests.
-The functions are `async def`, though they await nothing: others take a thread of a small pool.
+requests. The functions are `async def`, though they await nothing: others take a thread of a small
+pool.
 """
 
 from typing import Annotated
@@ -37,7 +37,6 @@ async def get_files(connection: HTTPConnection) -> FileStore:
 
 
 SettingsDep = Annotated[Settings, Depends(get_settings)]
-
 DeadlineDep = Annotated[Deadline, Depends(get_deadline)]
 RegistryDep = Annotated[ModelRegistry, Depends(get_registry)]
 FilesDep = Annotated[FileStore, Depends(get_files)]

@@ -110,7 +110,7 @@ class EmbeddingsModel(Model):
 
         dimensions: keeps the first so many and scales each vector to length 1 again, which is
         what models of the Matryoshka kind are trained for.
-        deadline: without one it takes the time that it takes.
+        deadline: unlimited by default.
 
         Raises InvalidInput for an input too long or with unknown tokens, Overloaded, Unavailable,
         DeadlineExceeded.

@@ -156,7 +156,7 @@ class ChatModel(Model):
     ) -> Answer:
         """Queues a request. Closing `resources` frees all that it holds.
 
-        deadline: without one it takes the time that it takes.
+        deadline: unlimited by default.
 
         Raises InvalidInput, Overloaded, Unavailable or DeadlineExceeded, and all of it before a
         token is generated.

@@ -35,7 +35,7 @@ class Chunk:
     """A piece of one answer. Only the last one has a finish reason."""
 
     index: int
-    """Which of the answers to the same prompt"""
+    """Number of the answer, among those to one prompt"""
     completion_tokens: int
     """Tokens generated so far"""
     text: str = ""
@@ -108,7 +108,7 @@ class SequenceReader:
         self._shown = 0
         """Characters of them that are past the stop strings"""
         self._logprobs: list[tuple[int, LogprobEntry]] = []
-        """Where each token's text begins; entries wait here until that text is shown."""
+        """Start of each token's text; entries wait here until that text is shown."""
 
     @property
     def calls_tools(self) -> bool:

@@ -120,13 +120,26 @@ def without_repetition(model: PreTrainedModel, length: int) -> Iterator[None]:
 
 
 def first_of_each_kind(layers: nn.ModuleList, config: PreTrainedConfig) -> int:
-    """The number of layers, from the first on, among which each kind is found."""
+    """The number of layers, from the first on, among which each kind is found.
+
+    Layers are of one kind if they have the same attention and the same modules with the same
+    plain attributes, such as `use_rope` or `sliding_window`.
+    """
     attention = getattr(config, "layer_types", None) or [None] * len(layers)
     kinds = [
-        (kind, *(type(module) for module in layer.modules()))
+        (kind, *((type(module), plain_attributes(module)) for module in layer.modules()))
         for kind, layer in zip(attention, layers, strict=False)
     ]
     return max((kinds.index(kind) + 1 for kind in kinds), default=len(layers))
+
+
+def plain_attributes(module: nn.Module) -> list[tuple[str, object]]:
+    """Numbers, texts and flags of a module, but for its position."""
+    return [
+        (name, value)
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str) and name != "layer_idx"
+    ]
 
 
 def chunk_size(length: int) -> int:

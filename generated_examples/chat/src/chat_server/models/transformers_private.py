@@ -3,8 +3,8 @@
 transformers promises to keep none of these names, so nothing else imports from
 `transformers.generation.continuous_batching` or reads what belongs to its manager. Checked with
 transformers 5.23 and 5.24, to which `pyproject.toml` pins it;
-`tests/test_transformers_private.py` asserts that each name exists and behaves as it
-is described here. A new minor version breaks this file at most.
+`tests/test_transformers_private.py` asserts that each name exists and behaves as described here. A
+new minor version breaks this file at most.
 """
 
 import logging
@@ -244,7 +244,7 @@ def manager_log_muted(thread: Thread | None) -> Iterator[None]:
 
 
 def _processor(manager: ContinuousBatchingManager) -> ContinuousBatchProcessor:
-    """What runs the steps. Exists once the cache has been allocated."""
+    """The part of the manager that runs the steps. It exists once the cache has been allocated."""
     processor = manager.batch_processor
     assert processor is not None
     return processor

@@ -1,4 +1,4 @@
-"""Where uploaded files are kept: a folder, a bucket or memory, through obstore.
+"""The store of uploaded files: a folder, a bucket or memory, through obstore.
 
 A file is `content/{id}`, its rendered pages `pages/{id}/{number}.png`, and `meta/{id}.json`, which
 makes it visible: written last and deleted first, so whatever is cut short leaves nothing that a

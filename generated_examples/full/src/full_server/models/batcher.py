@@ -52,8 +52,8 @@ class Item:
     tokens: Sequence[int]
     length: int
     due: float
-    """When the text would be done if every request got an equal share of the model, on a clock that
-    counts the tokens of one share"""
+    """Time at which the text would be done if every request got an equal share of the model, on a
+    clock that counts the tokens of one share"""
 
 
 def nearest(

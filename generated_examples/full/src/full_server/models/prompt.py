@@ -199,7 +199,7 @@ class PromptEncoder:
         return text
 
     def token(self, id_: int) -> str | None:
-        """How the tokenizer writes a token; None if it has none of this number."""
+        """The tokenizer's text of a token; None if it has no token of this number."""
         if id_ >= len(self._tokenizer):  # which the client may have sent, however large
             return None
         return str(self._tokenizer.convert_ids_to_tokens(id_))

@@ -44,7 +44,7 @@ class Entry:
     failures: int = 0
     """Attempts to load it that failed, since the last one that did not"""
     retry_at: float = 0.0
-    """When the next attempt is due, on the monotonic clock"""
+    """Time of the next attempt, on the monotonic clock"""
     reason: str = ""
     """The end of a sentence for clients: why the last attempt failed, if that may be told"""
     permanent: bool = False
@@ -76,7 +76,7 @@ class ModelRegistry:
     def __init__(
         self, specs: Iterable[ModelSpec], device: Device, timeout_seconds: float = math.inf
     ) -> None:
-        """timeout_seconds: for users that bring no deadline"""
+        """timeout_seconds: the deadline of callers that pass none"""
         self.device = device
         self._timeout_seconds = timeout_seconds
         self.created = int(time.time())

@@ -59,7 +59,7 @@ class ToolCallDelta(NamedTuple):
     """A piece of a tool call. The first one of each call has its id and its name."""
 
     call: int
-    """Which of the answer's calls"""
+    """Number of the call in the answer"""
     arguments: str
     id: str | None = None
     name: str | None = None

@@ -23,6 +23,6 @@ class File(FileObject):
 class FileList(BaseModel):
     object: Literal["list"] = "list"
     data: list[File]
-    has_more: bool = Field(description="Whether a request with after=last_id returns more files")
+    has_more: bool = Field(description="True if a request with after=last_id returns more files")
     first_id: str | None = None
     last_id: str | None = None
