@@ -120,6 +120,7 @@ def test_a_large_model_of_the_family_comes_to_the_same_verdict(
     family: str, package: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(package.proof, "TOKENS_TIMES_PARAMETERS", 1)  # any model is large
+    monkeypatch.setattr(package.proof, "COMPARED_LOGITS", 64)
     model = build(family, (BATCHED | ONE_AT_A_TIME)[family])
     settings = package.Settings(_env_file=None, kv_cache_tokens=4096)
     engine = package.make_engine(model, package.tokenizer, [0], settings)

@@ -144,8 +144,11 @@ def test_a_large_model_proves_one_layer_of_each_kind(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proof, "TOKENS_TIMES_PARAMETERS", 1)  # any model is large
+    monkeypatch.setattr(proof, "COMPARED_LOGITS", 40)
     model = load(folder)
-    layers = model.model.layers
+    layers, head = model.model.layers, model.lm_head
+    known: list[Tensor] = []
+    model.register_forward_hook(lambda *call: known.append(call[-1].logits.any(dim=(0, 1))))
     passed: list[int] = []
     for number, layer in enumerate(layers):
         layer.register_forward_hook(lambda *_, number=number: passed.append(number))
@@ -153,7 +156,10 @@ def test_a_large_model_proves_one_layer_of_each_kind(
     try:
         assert engine.reason is None
         assert set(passed) == {0}
+        assert len(known) > 3
+        assert not torch.stack(known)[:, 40:].any()
         assert model.model.layers is layers
+        assert model.lm_head is head
         assert answer(engine) == expected(folder)
         assert set(passed) == {0, 1}
     finally:
@@ -165,6 +171,7 @@ def test_a_large_model_that_computes_something_else_is_not_batched(
     folder: Path, fault: Callable[[Kwargs], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proof, "TOKENS_TIMES_PARAMETERS", 1)
+    monkeypatch.setattr(proof, "COMPARED_LOGITS", 40)
     model = load(folder)
     in_batch(model, fault)
     engine = engine_for(model, folder)

@@ -24,12 +24,12 @@ from .generate import GenerateEngine
 from .grammar import GrammarCompiler
 from .params import SamplingOptions
 from .proof import (
+    abridged,
     make_rehearsals,
     obstacle,
     plain_logits,
     prove,
     sample_tokens,
-    without_repetition,
 )
 from .tokens import Engine
 
@@ -125,7 +125,7 @@ def proven_engine(
     """
     tokens = sample_tokens(model, tokenizer, settings.kv_cache_tokens)
     rehearsals = make_rehearsals(tokens)
-    with without_repetition(model, len(tokens)):
+    with abridged(model, len(tokens)):
         started = time.monotonic()
         expected = plain_logits(model, rehearsals)  # before the engine changes the attention
         plain_seconds = time.monotonic() - started
@@ -139,7 +139,7 @@ def proven_engine(
     )
     started = time.monotonic()
     try:
-        with without_repetition(model, len(tokens)):
+        with abridged(model, len(tokens)):
             prove(engine, rehearsals, expected, dtype=model.dtype, plain_seconds=plain_seconds)
     except BaseException:
         engine.discard()
