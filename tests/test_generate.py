@@ -266,7 +266,7 @@ class TestCopierItself:
         """A repository with two releases of the template, at the public address."""
         repository = tmp_path / "repository"
         repository.mkdir()
-        for name in ("copier.yml", "reserved.jinja"):
+        for name in ("copier.yml", "reserved.jinja", "moved.jinja"):
             shutil.copy(template.root() / name, repository)
         ignored = shutil.ignore_patterns("__pycache__", ".*_cache")
         shutil.copytree(template.root() / "template", repository / "template", ignore=ignored)
@@ -322,8 +322,8 @@ class TestCopierItself:
         assert "chat_model" not in answers
 
     def test_the_validators_hold_for_a_plain_folder_as_well(self, tmp_path: Path) -> None:
-        shutil.copy(template.root() / "copier.yml", tmp_path)
-        shutil.copy(template.root() / "reserved.jinja", tmp_path)
+        for name in ("copier.yml", "reserved.jinja", "moved.jinja"):
+            shutil.copy(template.root() / name, tmp_path)
         (tmp_path / "template").mkdir()
         for data, words in {
             "project_name=json": "standard library",

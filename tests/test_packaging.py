@@ -21,7 +21,7 @@ def template_files() -> set[str]:
     """The files that a wheel must have, relative to the folder of the template."""
     paths = [path for path in (ROOT / "template").rglob("*") if path.is_file()]
     files = {path.relative_to(ROOT).as_posix() for path in paths if not CACHES & {*path.parts}}
-    return files | {"copier.yml", "moves.toml", "reserved.jinja"}
+    return files | {"copier.yml", "moved.jinja", "moves.toml", "reserved.jinja"}
 
 
 @pytest.fixture(scope="module")

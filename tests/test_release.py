@@ -94,7 +94,7 @@ def infer_scaffold(checkout: Path, *arguments: str) -> "subprocess.CompletedProc
 
 
 def test_a_project_of_a_fresh_checkout_updates_to_the_next_release(checkout: Path) -> None:
-    sse = checkout / "template" / "src" / "{{package_name}}" / "sse.py"
+    sse = checkout / "template" / "src" / "{{package_name}}" / "serving/http/sse.py"
     sse.write_text(f"{sse.read_text()}\n# A change that no release has.\n")
     git.output(checkout, "commit", "-qam", "Change", settings=git.FALLBACK_IDENTITY)
     project = checkout.parent / "server"
@@ -126,7 +126,7 @@ def test_a_project_of_a_fresh_checkout_updates_to_the_next_release(checkout: Pat
     assert (updated.returncode, updated.stderr) == (0, "")
     assert updated.stdout.splitlines()[0].endswith(" -> 90.1.0: 2 changed.")
     assert readme.read_text().endswith("\nOurs.\n")
-    assert "# The second fix." in (project / "src" / "server" / "sse.py").read_text()
+    assert "# The second fix." in (project / "src" / "server" / "serving/http/sse.py").read_text()
     assert "_commit: v90.1.0\n" in (project / ".copier-answers.yml").read_text()
 
 

@@ -28,7 +28,9 @@ class TickingEngine:
 
     def __init__(self, tick: float) -> None:
         self._tick = tick
-        self._stream_class: Any = importlib.import_module(f"{PACKAGE}.models.tokens").TokenStream
+        self._stream_class: Any = importlib.import_module(
+            f"{PACKAGE}.serving.engine.base_engine"
+        ).TokenStream
         self._left: dict[Any, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = threading.Event()
@@ -65,7 +67,7 @@ class TickingEngine:
 
 
 def main() -> None:
-    loading = importlib.import_module(f"{PACKAGE}.models.loading")
+    loading = importlib.import_module(f"{PACKAGE}.serving.chat.loading")
     tick = float(os.environ["TICK"])
     vars(loading)["make_engine"] = lambda *args, **kwargs: TickingEngine(tick)
     importlib.import_module(f"{PACKAGE}.__main__").main()

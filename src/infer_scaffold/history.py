@@ -1,9 +1,9 @@
 """The versions of the template that projects are made from: a git bundle that the package carries.
 
 The bundle has one commit for each released version, tagged like the release and holding
-copier.yml, reserved.jinja, moves.toml and template/ only, and one for each state of the template
-between two releases, by its fingerprint. Projects are updated from it without a network; the
-release tags of the public repository name the same files.
+copier.yml, reserved.jinja, moved.jinja, moves.toml and template/ only, and one for each state of
+the template between two releases, by its fingerprint. Projects are updated from it without a
+network; the release tags of the public repository name the same files.
 """
 
 import hashlib
@@ -17,7 +17,9 @@ from infer_scaffold import __version__, git, template
 from infer_scaffold.errors import UserError
 
 BUNDLE = Path(__file__).with_name("_history.bundle")
-TEMPLATE_PARTS = ("copier.yml", "reserved.jinja", template.MOVES, "template")
+LATER_PARTS = ("moved.jinja", template.MOVES)
+"""Parts that the first versions do not have"""
+TEMPLATE_PARTS = ("copier.yml", "reserved.jinja", *LATER_PARTS, "template")
 
 _TAG = "refs/tags/v"
 _STATE = "refs/states/"  # no tags: `git describe` must not find them
@@ -194,7 +196,7 @@ def copy_template(source: Path, destination: Path) -> None:
         path = source / part
         if path.is_dir():
             shutil.copytree(path, destination / part, ignore=ignored)
-        elif part != template.MOVES or path.exists():  # the oldest versions have moved nothing
+        elif part not in LATER_PARTS or path.exists():
             shutil.copy(path, destination / part)
 
 

@@ -26,7 +26,7 @@ class Renderer:
         self._folder = root / self._config["_subdirectory"]
         options = self._config["_envops"] | {"undefined": StrictUndefined}
         self._environment = SandboxedEnvironment(
-            loader=FileSystemLoader(self._folder),
+            loader=FileSystemLoader([self._folder, root]),
             extensions=["jinja2_ansible_filters.AnsibleCoreFiltersExtension"],
             **options,
         )
@@ -35,7 +35,7 @@ class Renderer:
     def render(self, answers: Answers) -> dict[str, bytes]:
         """Return the files that the template manages, by path: not those written only once."""
         context = self._complete(answers)
-        # As a new project: the re-exports that older projects keep do not count as edits.
+        # As a new project: the re-exports of older ones do not count as edits.
         patterns = (each.render(context, _copier_operation="copy") for each in self._excluded)
         excluded = self._spec(tuple("\n".join(patterns).splitlines()))
         theirs = self._spec(tuple(self._config.get("_skip_if_exists", ())))
@@ -72,8 +72,8 @@ class Renderer:
         found: list[tuple[str, Template, bytes | None]] = []
         for file in sorted(path for path in self._folder.rglob("*") if path.is_file()):
             name = file.relative_to(self._folder).as_posix()
-            if "_copier_conf" in name:
-                continue  # the answers file, which is the project's own
+            if "_copier_conf" in name or "{% yield" in name:
+                continue  # the answers file, which is the project's own, and the re-exports
             target = str(PurePosixPath(name.removesuffix(_SUFFIX)))
             content = None if name.endswith(_SUFFIX) else file.read_bytes()
             found.append((name, self._environment.from_string(target), content))

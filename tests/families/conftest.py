@@ -18,16 +18,18 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
     generate.render(answers, project)
     sys.path.insert(0, str(project / "src"))
     try:
-        from families_server.models import chat, device, loading, params, prompt, proof
+        from families_server.serving.chat import chat_model, loading, options, prompt
+        from families_server.serving.engine import self_check
+        from families_server.serving.models import device
         from families_server.settings import Settings
 
         yield SimpleNamespace(
-            ChatModel=chat.ChatModel,
+            ChatModel=chat_model.ChatModel,
             Device=device.Device,
             make_engine=loading.make_engine,
-            ChatOptions=params.ChatOptions,
-            Conversation=prompt.Conversation,
-            proof=proof,
+            ChatOptions=options.ChatOptions,
+            ChatPrompt=prompt.ChatPrompt,
+            self_check=self_check,
             Settings=Settings,
             save=builders("tiny_chat").save,
             tokenizer=builders("tiny_chat").build_tokenizer(),

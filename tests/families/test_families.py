@@ -18,7 +18,7 @@ LENGTHS = [3, 40, 90, 350]
 calls long"""
 TOKENS = 10
 
-Answer = tuple[str, list[float]]
+Generation = tuple[str, list[float]]
 
 
 def question(length: int) -> str:
@@ -34,7 +34,7 @@ def no_text(tokenizer: Any) -> list[int]:
     return [token for token, text in enumerate(texts) if not text or not text.isascii()]
 
 
-def reference(folder: Path, package: SimpleNamespace) -> list[Answer]:
+def reference(folder: Path, package: SimpleNamespace) -> list[Generation]:
     tokenizer = package.tokenizer
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     answers = []
@@ -63,8 +63,8 @@ def reference(folder: Path, package: SimpleNamespace) -> list[Answer]:
     return answers
 
 
-async def ask(model: Any, package: SimpleNamespace, length: int) -> Answer:
-    conversation = package.Conversation([{"role": "user", "content": question(length)}])
+async def ask(model: Any, package: SimpleNamespace, length: int) -> Generation:
+    conversation = package.ChatPrompt([{"role": "user", "content": question(length)}])
     bias = dict.fromkeys(no_text(package.tokenizer), -1000.0)
     sampling = {"temperature": 0.0, "top_logprobs": 0, "logit_bias": bias}
     options = package.ChatOptions(sampling=sampling, max_tokens=TOKENS)
@@ -75,7 +75,9 @@ async def ask(model: Any, package: SimpleNamespace, length: int) -> Answer:
     return text, [entry.chosen.logprob for chunk in chunks for entry in chunk.logprobs]
 
 
-async def ask_all(model: Any, package: SimpleNamespace) -> tuple[list[Answer], list[Answer]]:
+async def ask_all(
+    model: Any, package: SimpleNamespace
+) -> tuple[list[Generation], list[Generation]]:
     alone = [await ask(model, package, length) for length in LENGTHS]
     together = await asyncio.gather(*(ask(model, package, length) for length in LENGTHS))
     return alone, list(together)
@@ -119,8 +121,8 @@ def test_rounding_is_no_reason(family: str, dtype: torch.dtype, package: SimpleN
 def test_a_large_model_of_the_family_comes_to_the_same_verdict(
     family: str, package: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(package.proof, "TOKENS_TIMES_PARAMETERS", 1)  # any model is large
-    monkeypatch.setattr(package.proof, "COMPARED_LOGITS", 64)
+    monkeypatch.setattr(package.self_check, "TOKENS_TIMES_PARAMETERS", 1)  # any model is large
+    monkeypatch.setattr(package.self_check, "COMPARED_LOGITS", 64)
     model = build(family, (BATCHED | ONE_AT_A_TIME)[family])
     settings = package.Settings(_env_file=None, kv_cache_tokens=4096)
     engine = package.make_engine(model, package.tokenizer, [0], settings)

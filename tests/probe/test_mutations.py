@@ -91,7 +91,11 @@ MUTATIONS = [
         "errors are FastAPI's own",
         {"no-json", "content-type", "unknown-model", "unknown-route", "wrong-method"},
         "IS203",
-        swap("app.py", ("    add_error_handlers(app)\n", "")),
+        swap(
+            "app.py",
+            ("    add_error_handlers(app)\n", ""),
+            ("    add_model_error_handler(app)\n", ""),
+        ),
         endpoints=EMBEDDINGS,
     ),
     Mutation(
@@ -99,7 +103,7 @@ MUTATIONS = [
         {"no-json"},
         "IS203",
         swap(
-            "errors.py",
+            "serving/http/errors.py",
             (
                 "        message = f\"The body is not valid JSON: {problem['ctx']['error']}.\"\n",
                 "        message = 'Input should be a valid dictionary'\n",
@@ -111,7 +115,10 @@ MUTATIONS = [
         "the error for a wrong Content-Type speaks of an object",
         {"content-type"},
         "IS203",
-        swap("errors.py", ("if wanted := type_wanted(request, error.body):", "if wanted := '':")),
+        swap(
+            "serving/http/errors.py",
+            ("if wanted := type_wanted(request, error.body):", "if wanted := '':"),
+        ),
         endpoints=EMBEDDINGS,
     ),
     Mutation(
@@ -125,7 +132,7 @@ MUTATIONS = [
         "a gzip body is parsed as JSON",
         {"content-encoding"},
         "IS203",
-        swap("body.py", ('if encoding != "identity":', "if False:")),
+        swap("serving/http/body.py", ('if encoding != "identity":', "if False:")),
         endpoints=EMBEDDINGS,
     ),
     Mutation(
@@ -141,7 +148,7 @@ MUTATIONS = [
         {"unknown-model"},
         "IS203",
         swap(
-            "errors.py",
+            "serving/models/error_responses.py",
             (
                 'HTTP_404_NOT_FOUND, message, param="model"',
                 'HTTP_400_BAD_REQUEST, message, param="model"',
@@ -153,14 +160,17 @@ MUTATIONS = [
         "every key is accepted",
         {"wrong-key"},
         "IS203",
-        swap("middleware.py", ('scheme.lower() == "bearer" and any(matches)', "True")),
+        swap("serving/http/middleware.py", ('scheme.lower() == "bearer" and any(matches)', "True")),
         endpoints=FILES,
     ),
     Mutation(
         "a refusal has no Retry-After",
         {"overload"},
         "IS203",
-        swap("errors.py", ('headers={"Retry-After": str(error.retry_after)},', "")),
+        swap(
+            "serving/models/error_responses.py",
+            ('headers={"Retry-After": str(error.retry_after)},', ""),
+        ),
         {"max_queue": 4},
         destructive=True,
     ),
@@ -191,20 +201,23 @@ MUTATIONS = [
         "too long a context is told in other words",
         {"context-overflow"},
         "IS501",
-        swap("models/errors.py", ("This model's maximum context length is", "The model holds")),
+        swap(
+            "serving/models/model_errors.py",
+            ("This model's maximum context length is", "The model holds"),
+        ),
     ),
     Mutation(
         "a stream says it is text",
         {"stream-media-type"},
         "IS301",
-        swap("sse.py", ('"text/event-stream"', '"text/plain"')),
+        swap("serving/http/sse.py", ('"text/event-stream"', '"text/plain"')),
     ),
     Mutation(
         "proxies may keep and collect a stream",
         {"stream-no-cache", "stream-no-buffering"},
         "IS301",
         swap(
-            "sse.py",
+            "serving/http/sse.py",
             ('"Cache-Control": "no-cache"', '"Cache-Control": "public"'),
             ('"X-Accel-Buffering"', '"X-Other"'),
         ),
@@ -213,9 +226,14 @@ MUTATIONS = [
         "an event is empty",
         {"stream-framing"},
         "IS302",
-        swap("sse.py", ('DONE = b"', 'DONE = b"data: \\n\\n')),
+        swap("serving/http/sse.py", ('DONE = b"', 'DONE = b"data: \\n\\n')),
     ),
-    Mutation("no [DONE]", {"stream-done"}, "IS302", swap("sse.py", ("data: [DONE]\\n\\n", ""))),
+    Mutation(
+        "no [DONE]",
+        {"stream-done"},
+        "IS302",
+        swap("serving/http/sse.py", ("data: [DONE]\\n\\n", "")),
+    ),
     Mutation(
         "each chunk has an id of its own",
         {"stream-identity"},
@@ -242,7 +260,7 @@ MUTATIONS = [
         {"stream-delivery"},
         "IS303",
         swap(
-            "sse.py",
+            "serving/http/sse.py",
             (
                 "super().__init__(events,",
                 "events = collected(events)\n        super().__init__(events,",
@@ -255,7 +273,7 @@ MUTATIONS = [
         {"stream-disconnect"},
         "IS303",
         swap(
-            "models/batching.py",
+            "serving/engine/continuous.py",
             ("                self._manager.cancel_request(request_id)\n", ""),
             (
                 "                self._forget(request_id)\n            stream",

@@ -30,8 +30,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     generate.render({"project_name": "reference-server", "endpoints": ["embeddings"]}, project)
     sys.path.insert(0, str(project / "src"))
     try:
-        import reference_server.models.device
-        import reference_server.models.embeddings
+        import reference_server.serving.embeddings.embeddings_model
+        import reference_server.serving.models.device
         import reference_server.settings
 
         yield reference_server
@@ -41,9 +41,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def embed(service: Any, folder: Path, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """[N, D] of all texts in one request, whose batches mix lengths, and of one text a request."""
-    model = service.models.embeddings.EmbeddingsModel.load(
+    model = service.serving.embeddings.embeddings_model.EmbeddingsModel.load(
         str(folder),
-        service.models.device.Device("cpu", "float32"),
+        service.serving.models.device.Device("cpu", "float32"),
         service.settings.Settings(_env_file=None),
     )
 

@@ -14,8 +14,8 @@ from tests.update import moving
 from tests.update.edits import PACKAGE, change
 
 NEXT = Version("99.0")
-# Has most modules elsewhere, and a later version that moves one of them again.
-MOVED, LATER = Version("100.0"), Version("101.0")
+# A later version, which moves a module that NEXT has moved already.
+LATER = Version("101.0")
 # The default model has changed since; a project keeps what it was made with.
 MADE_WITH = {"project_name": PACKAGE, "chat_model": "google/gemma-3-270m-it"}
 Render = Callable[..., Path]
@@ -30,7 +30,7 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Right after a release the template is that of the release.
     following = folder / "following"
     history.copy_template(template.root(), following)
-    for name in ("drain.py", "threads.py", "models/device.py"):
+    for name in ("serving/http/drain.py", "serving/threads.py", "serving/models/device.py"):
         module = following / "template" / "src" / "{{package_name}}" / name
         module.write_text(f"{module.read_text()}\n# The version after all releases.\n")
     history.add(bundle, NEXT, following)
@@ -41,30 +41,26 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def moved_bundle(templates: Path) -> Path:
-    """The bundle with the versions that move files as well."""
+    """The bundle with the later version as well."""
     bundle = templates / "moved.bundle"
     shutil.copy(templates / "bundle", bundle)
-    source = templates / str(NEXT)
-    for version, rows, edit in (
-        (MOVED, moving.ROWS, lambda package: None),
-        (LATER, moving.LATER, edit_what_has_moved),
-    ):
-        history.copy_template(source, templates / str(version))
-        source = templates / str(version)
-        moving.move(source, str(version), rows)
-        edit(source / "template" / moving.FOLDER)
-        history.add(bundle, version, source)
+    source = templates / str(LATER)
+    history.copy_template(templates / str(NEXT), source)
+    moving.move(source, str(LATER), moving.LATER)
+    edit_what_has_moved(source / "template")
+    history.add(bundle, LATER, source)
     return bundle
 
 
-def edit_what_has_moved(package: Path) -> None:
-    """The changes that the later version makes in what was moved, and in a re-export."""
+def edit_what_has_moved(folder: Path) -> None:
+    """The changes that the later version makes in what was moved, and in the re-exports."""
+    package = folder / moving.FOLDER
     for name, line in {
         "serving/engine/batch.py": "from threading import Thread\n",
-        "serving/models/base.py": "class ModelSpec:\n",
+        "serving/models/model.py": "class ModelSpec:\n",
     }.items():
         change(package / name, line, f"{line}# Later.\n")
-    with (package / "models" / "base.py").open("a") as reexport:
+    with (folder / moving.LEFT).open("a") as reexport:
         reexport.write("# Later.\n")
 
 
@@ -94,7 +90,7 @@ def render(templates: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Render]
 
 @pytest.fixture
 def moved_render(render: Render, moved_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Render:
-    """Render a project; `infer-scaffold` knows the versions that move files as well."""
+    """Render a project; `infer-scaffold` knows the later version as well."""
     monkeypatch.setattr(history, "BUNDLE", moved_bundle)
     return render
 

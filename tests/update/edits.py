@@ -25,9 +25,7 @@ def own_router(project: Path) -> None:
         '@router.get("/echo")\nasync def echo(text: str) -> str:\n    return text\n'
     )
     custom = package / "custom.py"
-    change(
-        custom, "from .models.base import", "from .routers import echo\nfrom .models.base import"
-    )
+    change(custom, "from .settings import", "from .routers import echo\nfrom .settings import")
     change(custom, "ROUTERS: list[APIRouter] = []", "ROUTERS: list[APIRouter] = [echo.router]")
 
 

@@ -13,7 +13,7 @@ from infer_scaffold import fixes, history, report
 from infer_scaffold import fleet as fleet_of
 from infer_scaffold.rendering import Renderer
 from tests.conftest import Run
-from tests.update.conftest import LATER, MOVED, NEXT, Render
+from tests.update.conftest import LATER, NEXT, Render
 from tests.update.edits import PACKAGE, changed_settings, crlf_files, deleted_files, own_router
 
 NODE = Path(__file__).parents[1] / "node"
@@ -99,7 +99,7 @@ def test_text(fleet: Path, run: Run) -> None:
     assert [row.split()[1:] for row in rows] == [
         ["0.1.0", behind, "1", "0", "-", "-"],
         ["0.1.0", behind, "1", "4", "-", "-"],
-        ["99.0", "0", "0", "0", "-", "-"],
+        ["99.0", "0", "0", "0", "untouched", "-"],
     ]
     assert empty == ""
     assert summary == "3 services, 2 behind 99.0, 2 without fixes of High severity."
@@ -113,7 +113,7 @@ def test_the_core(moved_render: Render, tmp_path: Path) -> None:
         page = report.to_html(services, LATER, datetime.date.today())
         return data["core"], report.to_text(services, LATER).splitlines()[1], page
 
-    service = moved_render(tmp_path / "service", MOVED)
+    service = moved_render(tmp_path / "service", NEXT)
     (service / "src" / PACKAGE).rename(service / "acme")
     core = service / "acme" / "serving"
     crlf = core / "http" / "sse.py"

@@ -24,7 +24,7 @@ from tests.update.test_update import state
 
 OLD = history.versions()[0]
 LAST = Version("100.0")
-CLASHING = "middleware.py"
+CLASHING = "app.py"
 
 
 @pytest.fixture
@@ -189,16 +189,17 @@ def append(name: str, content: bytes) -> Edit:
 
 
 SETTINGS = f"src/{PACKAGE}/settings.py"
+SSE = f"src/{PACKAGE}/serving/http/sse.py"
 # The template changes it, and leaves its end alone.
-ERRORS = f"src/{PACKAGE}/errors.py"
+BASE = f"src/{PACKAGE}/schemas/base.py"
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("README.md", b"\n## Zust\xe4ndig: J\xfcrgen M\xfcller, Stra\xdfe 5\n"),
-        (ERRORS, b"\n# SJIS: \x83e\x83X\x83g\n"),
-        (ERRORS, b"\n# \xff\xfe\xfa no text at all\n"),
+        (BASE, b"\n# SJIS: \x83e\x83X\x83g\n"),
+        (BASE, b"\n# \xff\xfe\xfa no text at all\n"),
         ("Dockerfile.cpu", b"\n# f\xfcr alle\r\nMIXED=1\r\n"),
         ("README.md", b"\nline\x0bseparators \x0c \x1c \xc2\x85 \xe2\x80\xa8 and a lone \r here\n"),
         ("pyproject.toml", b"\n# no line break at the end"),
@@ -265,25 +266,25 @@ def test_an_edited_file_that_the_template_deletes_stays(
     render: Render, tmp_path: Path, next_release: Callable[[Edit], None], run: Run
 ) -> None:
     def delete(source: Path) -> None:
-        for name in ("test_sampling.py.jinja", "test_sse.py.jinja"):
+        for name in ("test_openapi.py.jinja", "test_health.py.jinja"):
             (source / "tests" / name).unlink()
 
     project = make(
-        render, tmp_path / "project", append("tests/test_sampling.py", b"\n# ours\n"), NEXT
+        render, tmp_path / "project", append("tests/test_openapi.py", b"\n# ours\n"), NEXT
     )
-    ours = (project / "tests" / "test_sampling.py").read_bytes()
+    ours = (project / "tests" / "test_openapi.py").read_bytes()
     next_release(delete)
 
     outcome = run("update", str(project))
 
     assert outcome.code == 1
     assert outcome.err == (
-        "The template deletes tests/test_sampling.py, which you have changed; "
+        "The template deletes tests/test_openapi.py, which you have changed; "
         "`git add` or `git rm` it.\n"
     )
-    assert (project / "tests" / "test_sampling.py").read_bytes() == ours
-    assert not (project / "tests" / "test_sse.py").exists()
-    assert "UD tests/test_sampling.py" in git.output(project, "status", "--porcelain")
+    assert (project / "tests" / "test_openapi.py").read_bytes() == ours
+    assert not (project / "tests" / "test_health.py").exists()
+    assert "UD tests/test_openapi.py" in git.output(project, "status", "--porcelain")
 
 
 def test_an_edit_follows_a_file_that_the_template_moves(
@@ -291,12 +292,9 @@ def test_an_edit_follows_a_file_that_the_template_moves(
 ) -> None:
     def move(source: Path) -> None:
         package = source / "src" / "{{package_name}}"
-        (package / "serving").mkdir()
-        (package / "sse.py").rename(package / "serving" / "streams.py")
+        (package / "serving" / "http" / "sse.py").rename(package / "serving" / "streams.py")
 
-    project = make(
-        render, tmp_path / "project", append(f"src/{PACKAGE}/sse.py", b"\n# ours\n"), NEXT
-    )
+    project = make(render, tmp_path / "project", append(SSE, b"\n# ours\n"), NEXT)
     next_release(move)
 
     run_update(project)
@@ -309,19 +307,20 @@ def test_files_of_the_team_never_follow_a_folder_that_the_template_empties(
     render: Render, tmp_path: Path, next_release: Callable[[Edit], None]
 ) -> None:
     def move(source: Path) -> None:
-        package = source / "src" / "{{package_name}}"
-        (package / "files").rename(package / "storage")
+        serving = source / "src" / "{{package_name}}" / "serving"
+        (serving / "files").rename(serving / "storage")
 
     def own_file(project: Path) -> None:
-        (project / "src" / PACKAGE / "files" / "ours.py").write_text("OURS = 1\n")
+        (project / serving / "files" / "ours.py").write_text("OURS = 1\n")
 
+    serving = Path("src", PACKAGE, "serving")
     project = make(render, tmp_path / "project", own_file, NEXT)
     next_release(move)
 
     run_update(project)
 
-    assert (project / "src" / PACKAGE / "files" / "ours.py").read_text() == "OURS = 1\n"
-    assert (project / "src" / PACKAGE / "storage" / "store.py").exists()
+    assert (project / serving / "files" / "ours.py").read_text() == "OURS = 1\n"
+    assert (project / serving / "storage" / "store.py").exists()
 
 
 def test_an_endpoint_that_is_switched_off_leaves_edited_files(
@@ -474,8 +473,9 @@ def test_new_files_go_with_their_neighbours(
 
     assert conflicts(run_update(project)) == set()
 
-    new = {"body.py", "protocol.py", "threads.py"}
-    assert new <= {path.name for path in (project / "src" / home).iterdir()}
+    new = {"http/body.py", "http/protocol.py", "threads.py"}
+    serving = project / "src" / home / "serving"
+    assert new <= {path.relative_to(serving).as_posix() for path in serving.rglob("*.py")}
     half = project / "src" / PACKAGE
     assert not half.exists() or [path.name for path in half.iterdir()] == ["__init__.py"]
 
@@ -503,15 +503,17 @@ def test_a_new_file_whose_place_is_taken_in_a_renamed_package(
 ) -> None:
     def edit(project: Path) -> None:
         renamed_package(project)
-        (project / "src" / "acme" / "body.py").write_text("OURS = 1\n")
+        body = project / "src" / "acme" / "serving" / "http" / "body.py"
+        body.parent.mkdir(parents=True)
+        body.write_text("OURS = 1\n")
         (project / "src" / "acme" / "custom_settings.py").write_text("OURS = 2\n")
 
     project = make(render, tmp_path / "project", edit)
 
     prepared = run_update(project)
 
-    assert conflicts(prepared) == {f"src/{PACKAGE}/body.py"}
-    assert (project / "src" / "acme" / "body.py").read_text() == "OURS = 1\n"
+    assert conflicts(prepared) == {f"src/{PACKAGE}/serving/http/body.py"}
+    assert (project / "src" / "acme" / "serving" / "http" / "body.py").read_text() == "OURS = 1\n"
     assert (project / "src" / "acme" / "custom_settings.py").read_text() == "OURS = 2\n"
 
 
@@ -543,8 +545,10 @@ def test_a_renamed_project(render: Render, tmp_path: Path) -> None:
     run_update(project)
 
     assert not (project / "src" / PACKAGE).exists()
-    fixed = render(tmp_path / "wanted") / "src" / PACKAGE / "body.py"
-    assert (project / "src" / "acme" / "body.py").read_bytes() == fixed.read_bytes()
+    fixed = render(tmp_path / "wanted") / "src" / PACKAGE / "serving" / "http" / "body.py"
+    assert (
+        project / "src" / "acme" / "serving" / "http" / "body.py"
+    ).read_bytes() == fixed.read_bytes()
 
 
 # Names and places.
@@ -560,7 +564,7 @@ def test_conflicts_below_odd_names(name: str, render: Render, tmp_path: Path, ru
     other = render(mono / name / "svc2", OLD)
     git.make_repository(mono, "Everything")
     newer = project / "src" / PACKAGE / CLASHING
-    change(newer, "from collections.abc import Mapping, Sequence", "from typing import Any")
+    change(newer, "from .drain import Drain", "from .drain import Drain  # ours")
     commit(mono)
     untouched = files(other)
 
@@ -605,8 +609,8 @@ def test_names_are_printed_as_text(render: Render, tmp_path: Path, run: Run) -> 
 
 def test_a_folder_where_the_template_adds_a_file(render: Render, tmp_path: Path, run: Run) -> None:
     def occupy(project: Path) -> None:
-        (project / "src" / PACKAGE / "body.py").mkdir()
-        (project / "src" / PACKAGE / "body.py" / "ours").write_text("ours\n")
+        (project / "src" / PACKAGE / "serving" / "http" / "body.py").mkdir(parents=True)
+        (project / "src" / PACKAGE / "serving" / "http" / "body.py" / "ours").write_text("ours\n")
 
     project = make(render, tmp_path / "project", occupy)
 
@@ -614,7 +618,9 @@ def test_a_folder_where_the_template_adds_a_file(render: Render, tmp_path: Path,
 
     assert outcome.code == 1
     assert "The template has a file where you have something else: " in outcome.err
-    assert (project / "src" / PACKAGE / "body.py" / "ours").read_text() == "ours\n"
+    assert (
+        project / "src" / PACKAGE / "serving" / "http" / "body.py" / "ours"
+    ).read_text() == "ours\n"
 
 
 @pytest.mark.parametrize("kind", ["sha256", "reftable-free worktree", "submodule"])
@@ -639,8 +645,8 @@ def test_repositories_of_rare_kinds(
         project = tmp_path / "a:b"
     change(
         project / "src" / PACKAGE / CLASHING,
-        "from collections.abc import Mapping, Sequence",
-        "from typing import Any",
+        "from .drain import Drain",
+        "from .drain import Drain  # ours",
     )
     commit(project)
 
@@ -648,7 +654,7 @@ def test_repositories_of_rare_kinds(
 
     unmerged = git.output(project, "diff", "--name-only", "--diff-filter=U").splitlines()
     assert unmerged == [f"src/{PACKAGE}/{CLASHING}"]
-    assert "body.py" in git.output(project, "status", "--porcelain")
+    assert "src/myserver/serving/" in git.output(project, "status", "--porcelain")
 
 
 # Refusals.
@@ -879,7 +885,7 @@ def test_new_files_that_git_ignores_are_not_forgotten(
     for arguments in (("add", "--all"), ("commit", "-qm", "Update")):
         git.output(project, *arguments, settings=git.FALLBACK_IDENTITY)
 
-    new = f"src/{PACKAGE}/models/admission.py"
+    new = f"src/{PACKAGE}/serving/models/admission.py"
     assert new in git.output(project, "ls-tree", "-r", "--name-only", "HEAD").splitlines()
 
 
@@ -910,7 +916,7 @@ def test_a_link_that_stays_where_a_folder_was(render: Render, tmp_path: Path) ->
 
     assert conflicts(prepared) == set()
     assert (project / "tests").is_symlink()
-    assert (project / "tests" / "test_grammar.py").exists()
+    assert (project / "tests" / "serving" / "http" / "test_body.py").exists()
     assert not [each for each in project.iterdir() if "~" in each.name]
 
 
@@ -943,7 +949,7 @@ def test_empty_files_are_no_moves(render: Render, tmp_path: Path) -> None:
 def test_a_conflict_in_a_file_with_the_line_ends_of_windows(render: Render, tmp_path: Path) -> None:
     def edit(project: Path) -> None:
         file = project / "src" / PACKAGE / CLASHING
-        change(file, "from collections.abc import Mapping, Sequence", "from typing import Any")
+        change(file, "from .drain import Drain", "from .drain import Drain  # ours")
         file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
 
     project = make(render, tmp_path / "project", edit)
@@ -981,7 +987,7 @@ def test_a_disk_that_is_full_for_the_sides_of_a_conflict(
 ) -> None:
     project = make(render, tmp_path / "project")
     newer = project / "src" / PACKAGE / CLASHING
-    change(newer, "from collections.abc import Mapping, Sequence", "from typing import Any")
+    change(newer, "from .drain import Drain", "from .drain import Drain  # ours")
     commit(project)
 
     def fill(source: Path, copy: Path) -> None:
@@ -1040,20 +1046,20 @@ def test_a_disk_that_fills_up_while_files_are_written(
     assert outcome.err.count("\n") == 1
     assert outcome.err.endswith(f" {project} is as it was.\n")
     assert state(project) == before
-    assert not (project / "src" / "acme" / "body.py").exists()
+    assert not (project / "src" / "acme" / "serving" / "http" / "body.py").exists()
 
 
 def test_an_ignored_file_in_the_way_of_a_conflict_is_not_overwritten(
     render: Render, tmp_path: Path, run: Run
 ) -> None:
     def edit(project: Path) -> None:
-        (project / "src" / PACKAGE / "body.py").mkdir()
-        (project / "src" / PACKAGE / "body.py" / "ours").touch()
+        (project / "src" / PACKAGE / "serving" / "http" / "body.py").mkdir(parents=True)
+        (project / "src" / PACKAGE / "serving" / "http" / "body.py" / "ours").touch()
         with (project / ".gitignore").open("a") as ignored:
             ignored.write("*~after-updating\n")
 
     project = make(render, tmp_path / "project", edit)
-    mine = project / "src" / PACKAGE / "body.py~after-updating"
+    mine = project / "src" / PACKAGE / "serving" / "http" / "body.py~after-updating"
     mine.write_text("mine\n")
 
     assert "is there already, ignored by git" in refusal(project, run)
@@ -1064,7 +1070,7 @@ def test_a_kill_while_the_files_are_written_leaves_it_updated(
 ) -> None:
     project = make(render, tmp_path / "project")
     newer = project / "src" / PACKAGE / CLASHING
-    change(newer, "from collections.abc import Mapping, Sequence", "from typing import Any")
+    change(newer, "from .drain import Drain", "from .drain import Drain  # ours")
     commit(project)
     fake, flag = tmp_path / "bin" / "git", tmp_path / "writing"
     fake.parent.mkdir()
@@ -1093,6 +1099,6 @@ def test_a_kill_while_the_files_are_written_leaves_it_updated(
     deadline = time.monotonic() + 30
     while not git.output(project, "ls-files", "--unmerged") and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert (project / "src" / PACKAGE / "body.py").exists()
+    assert (project / "src" / PACKAGE / "serving" / "http" / "body.py").exists()
     assert "<<<<<<< before updating" in newer.read_text()
     assert f"UU src/{PACKAGE}/{CLASHING}" in git.output(project, "status", "--porcelain")

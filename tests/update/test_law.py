@@ -72,13 +72,20 @@ def test_endpoints_come_and_go_while_the_version_rises(render: Render, tmp_path:
     assert_same(project, wanted)
 
 
-@pytest.mark.parametrize("name", ["sse.py", "middleware.py", "models/batching.py"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("sse.py", "serving/http/sse.py"),
+        ("models/batching.py", "serving/engine/continuous.py"),
+        ("routers/chat.py", "routers/chat.py"),
+    ],
+)
 def test_a_local_fix_that_the_template_makes_too(
-    name: str, project: Path, render: Render, tmp_path: Path
+    old: str, new: str, project: Path, render: Render, tmp_path: Path
 ) -> None:
     wanted = render_wanted(render, tmp_path / "wanted", RELEASED[0])
-    fixed = Path("src", "myserver", name)
-    (project / fixed).write_bytes((wanted / fixed).read_bytes())
+    package = Path("src", "myserver")
+    (project / package / old).write_bytes((wanted / package / new).read_bytes())
     commit(project)
 
     with update.prepare(project, [], {}) as prepared:

@@ -16,7 +16,7 @@ from infer_scaffold import git, history, moves, update
 from infer_scaffold.merge import Clash
 from infer_scaffold.update import Kind
 from tests.conftest import Run
-from tests.update.conftest import LATER, MOVED, Render, commit, files, render_wanted
+from tests.update.conftest import LATER, NEXT, Render, commit, files, render_wanted
 from tests.update.edits import PACKAGE, Edit, own_router
 from tests.update.test_hostile import conflicts, make, run_update
 from tests.update.test_law import assert_same
@@ -89,7 +89,7 @@ def edit_all(project: Path, wanted: Path, places: dict[str, str]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("version", "to"),
-    [(RELEASED[0], LATER), *((version, MOVED) for version in RELEASED[1:])],
+    [(RELEASED[0], LATER), *((version, NEXT) for version in RELEASED[1:])],
     ids=str,
 )
 def test_the_law_for_every_file_that_moves(
@@ -115,18 +115,18 @@ def test_a_dry_run_tells_what_moves(render: Render, tmp_path: Path, run: Run) ->
     insert(project / BATCHING, 40, "# Ours")
     commit(project)
 
-    outcome = run("update", str(project), "--to", str(MOVED), "--dry-run")
+    outcome = run("update", str(project), "--to", str(NEXT), "--dry-run")
 
     *shown, summary = outcome.out.splitlines()
     assert outcome.code == 0
     assert f"moved     {BATCHING} -> {CONTINUOUS}" in shown
     assert f"moved     {SRC}/files/store.py -> {SRC}/serving/files/store.py" in shown
     assert f"changed   {BATCHING}" in shown  # what is left there is a re-export
-    assert "moved     tests/test_text.py -> tests/serving/test_text.py" in shown
+    assert "moved     tests/test_text.py -> tests/serving/chat/test_text.py" in shown
     assert not [line for line in shown if line.startswith("deleted")]
     assert f" {sum(line.startswith('moved') for line in shown)} moved" in summary
 
-    outcome = run("update", str(project), "--to", str(MOVED))
+    outcome = run("update", str(project), "--to", str(NEXT))
     assert outcome.code == 0
     assert outcome.out.splitlines()[0] == summary.removesuffix(" Nothing was written.")
     letters = {"added": {"??"}, "changed": {" M"}, "moved": {"??"}}
@@ -209,13 +209,13 @@ def test_the_law_in_another_layout(
     version: Version, edit: Edit, render: Render, tmp_path: Path, places: Places
 ) -> None:
     project = make(render, tmp_path / "project", version=version)
-    wanted = render_wanted(render, tmp_path / "wanted", version, MOVED)
-    edit_all(project, wanted, places(project, MOVED))
+    wanted = render_wanted(render, tmp_path / "wanted", version, NEXT)
+    edit_all(project, wanted, places(project, NEXT))
     edit(project)
     edit(wanted)
     commit(project)
 
-    assert conflicts(run_update(project, MOVED)) == set()
+    assert conflicts(run_update(project, NEXT)) == set()
 
     assert_same(project, wanted, line_ends=version < Version("0.2.0"))
 
@@ -234,12 +234,12 @@ def test_no_line_is_lost_and_conflicts_are_where_the_file_belongs(
     edit: Edit, render: Render, tmp_path: Path, places: Places
 ) -> None:
     base = render(tmp_path / "base", LAST)
-    new = render_wanted(render, tmp_path / "new", LAST, MOVED)
+    new = render_wanted(render, tmp_path / "new", LAST, NEXT)
     project = make(render, tmp_path / "project", edit, LAST)
     ours = {name: set(text.splitlines()) for name, (_, text) in files(project).items()}
-    going = places(base, MOVED)
+    going = places(base, NEXT)
 
-    prepared = run_update(project, MOVED)
+    prepared = run_update(project, NEXT)
 
     assert conflicts(prepared) <= {at_home(each, edit) for each in files(new)}
     assert {change.clash for change in prepared.changes} <= {Clash.LINES, None}
@@ -258,12 +258,12 @@ def test_a_service_in_a_folder_of_a_larger_repository(
 ) -> None:
     mono = tmp_path / "mono"
     project, other = (render(mono / "services" / name, LAST) for name in ("größe", "other"))
-    wanted = render_wanted(render, tmp_path / "wanted", LAST, MOVED)
-    edit_all(project, wanted, places(project, MOVED))
+    wanted = render_wanted(render, tmp_path / "wanted", LAST, NEXT)
+    edit_all(project, wanted, places(project, NEXT))
     git.make_repository(mono, "Everything")
     untouched = files(other)
 
-    with update.prepare(project, [], {}, to=str(MOVED)) as prepared:
+    with update.prepare(project, [], {}, to=str(NEXT)) as prepared:
         assert prepared is not None
         prepared.apply()
 
@@ -279,8 +279,6 @@ def test_what_the_owner_has_moved_or_deleted_or_added(
         package = project / SRC
         (package / "own").mkdir()
         (package / "models" / "batching.py").rename(package / "own" / "batches.py")
-        for name in ("chat_answer", "chat_parts", "chat_stream"):
-            (package / "routers" / f"{name}.py").rename(package / "own" / f"{name}.py")
         (package / "models" / "pooling.py").unlink()
         (package / "models" / "reranker.py").write_text("OURS = 1\n")
         (package / "files" / "ours.py").write_text("OURS = 2\n")
@@ -290,8 +288,8 @@ def test_what_the_owner_has_moved_or_deleted_or_added(
     package = project / SRC
     batches = (package / "own" / "batches.py").read_text()
 
-    shown = run("update", str(project), "--to", str(MOVED), "--dry-run").out.splitlines()
-    told = run("update", str(project), "--to", str(MOVED))
+    shown = run("update", str(project), "--to", str(NEXT), "--dry-run").out.splitlines()
+    told = run("update", str(project), "--to", str(NEXT))
 
     assert f"changed   {SRC}/own/batches.py" in shown
     assert f"skipped   {SRC}/models/pooling.py -> {SRC}/serving/embeddings/pooling.py" in shown
@@ -299,7 +297,7 @@ def test_what_the_owner_has_moved_or_deleted_or_added(
     registry = f"{SRC}/serving/models/registry.py"
     assert f"conflict  {SRC}/models/registry.py -> {registry}" in shown
     assert "OURS = 3\n" in (project / registry).read_text()
-    new = render(tmp_path / "new", MOVED)
+    new = render(tmp_path / "new", NEXT)
     added = set((new / CONTINUOUS).read_text().splitlines()) - set(batches.splitlines())
     assert added <= set((package / "own" / "batches.py").read_text().splitlines())
     for gone in (BATCHING, CONTINUOUS, f"{SRC}/serving/embeddings/pooling.py"):
@@ -307,9 +305,6 @@ def test_what_the_owner_has_moved_or_deleted_or_added(
     assert not (package / "models" / "pooling.py").exists()
     assert (package / "models" / "reranker.py").read_text() == "OURS = 1\n"
     assert (package / "files" / "ours.py").read_text() == "OURS = 2\n"
-    # What is new beside files that are somewhere else goes where the template has it.
-    assert (package / "serving" / "openai" / "__init__.py").exists()
-    assert not (package / "own" / "__init__.py").exists()
 
 
 @pytest.mark.parametrize("layout", [lambda project: None, renamed_package], ids=["", "renamed"])
@@ -323,10 +318,10 @@ def test_something_of_the_owner_s_at_a_new_path(
         layout(project)
 
     project = make(render, tmp_path / "project", edit, LAST)
-    new = (render(tmp_path / "new", MOVED) / CONTINUOUS).read_text()
+    new = (render(tmp_path / "new", NEXT) / CONTINUOUS).read_text()
     old, place = (at_home(each, layout) for each in (BATCHING, CONTINUOUS))
 
-    prepared = run_update(project, MOVED)
+    prepared = run_update(project, NEXT)
 
     (change_,) = [each for each in prepared.changes if each.kind is Kind.CONFLICT]
     assert (change_.path, change_.source, change_.clash) == (place, old, Clash.PLACE)
@@ -338,7 +333,7 @@ def test_something_of_the_owner_s_at_a_new_path(
     assert git.output(project, "show", f":3:{place}") == new
 
 
-@pytest.mark.parametrize(("old", "name"), [("batching", "base"), ("chat", "__init__")])
+@pytest.mark.parametrize(("old", "name"), [("batching", "base_engine"), ("chat", "__init__")])
 def test_a_file_that_the_owner_has_put_where_another_one_comes(
     old: str, name: str, render: Render, tmp_path: Path
 ) -> None:
@@ -352,10 +347,9 @@ def test_a_file_that_the_owner_has_put_where_another_one_comes(
 
     project = make(render, tmp_path / "project", edit, LAST)
 
-    prepared = run_update(project, MOVED)
+    prepared = run_update(project, NEXT)
 
-    # An empty module takes nothing away.
-    assert conflicts(prepared) == ({taken} if name == "base" else set())
+    assert conflicts(prepared) == {taken}
     assert "# Ours\n" in (project / taken).read_text()
 
 
@@ -367,10 +361,10 @@ def test_a_link_where_a_folder_was(render: Render, tmp_path: Path) -> None:
 
     project = make(render, tmp_path / "project", edit, LAST)
 
-    assert conflicts(run_update(project, MOVED)) == set()
+    assert conflicts(run_update(project, NEXT)) == set()
 
     assert (project / "tests").is_symlink()
-    assert "# Ours\n" in (project / "checks" / "serving" / "test_text.py").read_text()
+    assert "# Ours\n" in (project / "checks" / "serving" / "chat" / "test_text.py").read_text()
 
 
 @pytest.mark.parametrize("path", ["serving", "serving/engine/continuous.py/ours"])
@@ -382,7 +376,7 @@ def test_something_of_the_owner_s_in_the_way(path: str, render: Render, tmp_path
 
     project = make(render, tmp_path / "project", edit, LAST)
 
-    prepared = run_update(project, MOVED)
+    prepared = run_update(project, NEXT)
 
     assert conflicts(prepared)
     texts = [text for _, text in files(project).values()]
@@ -397,7 +391,7 @@ def test_an_endpoint_that_is_switched_off_over_the_move(
     insert(project / BATCHING, 40, "# Ours")
     commit(project)
 
-    outcome = run("update", str(project), "--to", str(MOVED), "--endpoints", "files,health")
+    outcome = run("update", str(project), "--to", str(NEXT), "--endpoints", "files,health")
 
     assert outcome.code == 1
     assert f"The template deletes {BATCHING}, which you have changed" in outcome.err
@@ -409,8 +403,8 @@ def test_an_endpoint_that_is_switched_off_over_the_move(
 
 def test_the_line_ends_of_windows(render: Render, tmp_path: Path, places: Places) -> None:
     project = make(render, tmp_path / "project", version=RELEASED[0])
-    wanted = render_wanted(render, tmp_path / "wanted", RELEASED[0], MOVED)
-    going = places(project, MOVED)
+    wanted = render_wanted(render, tmp_path / "wanted", RELEASED[0], NEXT)
+    going = places(project, NEXT)
     edit_all(project, wanted, going)
     for path in (BATCHING, f"{SRC}/models/errors.py"):
         text = (project / path).read_bytes()
@@ -419,7 +413,7 @@ def test_the_line_ends_of_windows(render: Render, tmp_path: Path, places: Places
         renamed_package(each)
     commit(project)
 
-    assert conflicts(run_update(project, MOVED)) == set()
+    assert conflicts(run_update(project, NEXT)) == set()
 
     assert_same(project, wanted, line_ends=False)
     for path in (BATCHING, f"{SRC}/models/errors.py"):
@@ -442,6 +436,6 @@ def test_a_failure_while_files_are_written_puts_what_moved_back(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
 
-    assert run("update", str(project), "--to", str(MOVED)).code == 2
+    assert run("update", str(project), "--to", str(NEXT)).code == 2
 
     assert state(project) == before

@@ -63,7 +63,7 @@ def test_a_new_version_becomes_a_pull_request_once(
     assert "--draft" not in said
     message = git.output(origin, "log", "-1", "--format=%s", "template-update/v99.0").strip()
     assert message == "Update the template from v0.1.0 to v99.0"
-    assert git.output(origin, "show", "template-update/v99.0:src/myserver/body.py")
+    assert git.output(origin, "show", "template-update/v99.0:src/myserver/serving/http/body.py")
 
     git.output(project, "switch", "--quiet", "main")
     assert run_workflow(project, tmp_path) == ""
@@ -73,10 +73,8 @@ def test_a_new_version_becomes_a_pull_request_once(
 
 def test_odd_names_of_conflicts_are_whole(project: Path, origin: Path, tmp_path: Path) -> None:
     name = "src/myserver/unsere größe *.py"
-    (project / "src" / "myserver" / "middleware.py").rename(project / name)
-    change(
-        project / name, "from collections.abc import Mapping, Sequence", "from typing import Any"
-    )
+    (project / "src" / "myserver" / "app.py").rename(project / name)
+    change(project / name, "from .drain import Drain", "from .drain import Drain  # ours")
     commit(project)
 
     assert run_workflow(project, tmp_path).splitlines()[-1] == "--draft"
@@ -86,11 +84,11 @@ def test_odd_names_of_conflicts_are_whole(project: Path, origin: Path, tmp_path:
 def test_conflicts_make_a_draft_that_names_them(
     project: Path, origin: Path, tmp_path: Path
 ) -> None:
-    middleware = project / "src" / "myserver" / "middleware.py"
-    change(middleware, "from collections.abc import Mapping, Sequence", "from typing import Any")
+    app = project / "src" / "myserver" / "app.py"
+    change(app, "from .drain import Drain", "from .drain import Drain  # ours")
     commit(project)
 
     said = run_workflow(project, tmp_path).splitlines()
 
     assert said[-1] == "--draft"
-    assert "- `src/myserver/middleware.py`" in (tmp_path / "body.md").read_text().splitlines()
+    assert "- `src/myserver/app.py`" in (tmp_path / "body.md").read_text().splitlines()

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 
 from chat_server.app import create_app
@@ -70,12 +70,30 @@ def test_unfit_request_ids_are_replaced(client: TestClient, given: str) -> None:
 
 def test_one_access_line_a_request(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="access"):
+        size = len(client.get("/v1/models").content)
+        client.head("/v1/models")
+    get, head = [vars(record) for record in caplog.records if record.name == "access"]
+    assert (get["method"], get["path"], get["status"]) == ("GET", "/v1/models", 200)
+    assert get["duration_ms"] > 0
+    assert get["bytes"] == size > 0
+    assert (head["method"], head["bytes"]) == ("HEAD", 0)
+
+
+def test_fields_of_one_s_own_in_the_access_line(
+    tiny_settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(Settings(_env_file=None, **tiny_settings))
+
+    @app.get("/hello/{name}")
+    async def hello(name: str, request: Request) -> None:
+        request.state.log_fields |= {"tenant": name, "name": "of the logger"}
+
+    with TestClient(app) as client, caplog.at_level(logging.INFO, logger="access"):
+        client.get("/hello/acme")
         client.get("/v1/models")
-    lines = [record for record in caplog.records if record.name == "access"]
-    assert len(lines) == 1
-    fields = vars(lines[0])
-    assert (fields["method"], fields["path"], fields["status"]) == ("GET", "/v1/models", 200)
-    assert fields["duration_ms"] > 0
+    hello_line, other = [record for record in caplog.records if record.name == "access"]
+    assert (vars(hello_line)["tenant"], hello_line.name) == ("acme", "access")
+    assert "tenant" not in vars(other)
 
 
 @pytest.fixture

@@ -114,6 +114,10 @@ def test_example_of_an_own_model_works(tmp_path: Path) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content, "utf-8")
 
+    pytest_of = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    assert "3 passed" in run_python([*pytest_of, "tests/test_sentiment.py"], tmp_path)
     run_python(["train_sentiment.py"], tmp_path)
-    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_sentiment.py"]
-    assert "3 passed" in run_python(arguments, tmp_path)
+    documented = [*pytest_of, "tests/test_openapi.py", "-k", "sentiment"]
+    assert "1 passed" in run_python(documented, tmp_path)
+    run_python(["-m", "ruff", "check", "--no-cache"], tmp_path)
+    run_python(["-m", "ruff", "format", "--check", "--no-cache"], tmp_path)

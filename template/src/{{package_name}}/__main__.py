@@ -12,12 +12,12 @@ import uvicorn
 from pydantic import ValidationError
 
 from .app import create_app
-from .drain import Drain
-from .logs import configure_logging
-from .models.device import Device
-from .protocol import BoundedProtocol, connection_limit
+from .serving.http.drain import Drain
+from .serving.http.logs import configure_logging
+from .serving.http.protocol import BoundedProtocol, connection_limit
+from .serving.models.device import Device
+from .serving.threads import threads_left
 from .settings import DEVICES, Settings, misspelt
-from .threads import threads_left
 
 logger = logging.getLogger(__name__)
 

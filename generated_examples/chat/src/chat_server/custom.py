@@ -5,7 +5,7 @@ The template wrote this file once and never touches it again; `copier update` le
 
 from fastapi import APIRouter
 
-from .models.base import ModelSpec
+from .serving.models.model import ModelSpec
 from .settings import Settings
 
 ROUTERS: list[APIRouter] = []

@@ -11,12 +11,14 @@ from fastapi.middleware import Middleware
 from fastapi.security import HTTPBearer
 
 from . import custom
-from .background import repeat
-from .body import BodyMiddleware
-from .docs import add_docs
-from .drain import Drain
-from .errors import add_error_handlers, documented
-from .middleware import (
+from .catalog import configured_models
+from .routers import embeddings, health, models
+from .serving.background import repeat
+from .serving.http.body import BodyMiddleware
+from .serving.http.docs import add_docs
+from .serving.http.drain import Drain
+from .serving.http.errors import add_error_handlers, documented
+from .serving.http.middleware import (
     APIKeyMiddleware,
     CrossSiteMiddleware,
     DrainMiddleware,
@@ -26,10 +28,9 @@ from .middleware import (
     RouteMiddleware,
     TrustedHostMiddleware,
 )
-from .models.catalog import configured_models
-from .models.device import Device
-from .models.registry import ModelRegistry
-from .routers import embeddings, health, models
+from .serving.models.device import Device
+from .serving.models.error_responses import add_model_error_handler
+from .serving.models.registry import ModelRegistry
 from .settings import DEVICES, Settings
 
 
@@ -44,8 +45,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         registry = ModelRegistry(configured_models(settings), device, timeout)
         app.state.settings, app.state.registry = settings, registry
         if settings.preload:
-            registry.want_all()
-        tasks = [asyncio.create_task(repeat(1.0, registry.revive))]
+            registry.require_all()
+        tasks = [asyncio.create_task(repeat(1.0, registry.reload_missing))]
         if settings.idle_unload_seconds:
             unload_idle = partial(registry.unload_idle, settings.idle_unload_seconds)
             tasks.append(asyncio.create_task(repeat(5.0, unload_idle)))
@@ -97,6 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.drain = drain
     add_error_handlers(app)
+    add_model_error_handler(app)
     add_docs(app)
     app.include_router(embeddings.router, **guarded)
     app.include_router(health.router)

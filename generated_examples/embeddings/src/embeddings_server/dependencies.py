@@ -10,8 +10,8 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from .deadline import Deadline
-from .models.registry import ModelRegistry
+from .serving.deadline import Deadline
+from .serving.models.registry import ModelRegistry
 from .settings import Settings
 
 

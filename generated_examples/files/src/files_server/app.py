@@ -9,16 +9,19 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.middleware import Middleware
 from fastapi.security import HTTPBearer
+from starlette.formparsers import MultiPartParser
 
 from . import custom
-from .background import repeat
-from .body import BodyMiddleware
-from .docs import add_docs
-from .drain import Drain
-from .errors import add_error_handlers, documented
-from .files.pdf import PdfRenderer
-from .files.store import FileStore
-from .middleware import (
+from .catalog import configured_models
+from .routers import files, health, models
+from .serving.background import repeat
+from .serving.files.pdf import PdfRenderer
+from .serving.files.store import FileStore
+from .serving.http.body import BodyMiddleware
+from .serving.http.docs import add_docs
+from .serving.http.drain import Drain
+from .serving.http.errors import add_error_handlers, documented
+from .serving.http.middleware import (
     APIKeyMiddleware,
     CrossSiteMiddleware,
     DrainMiddleware,
@@ -28,10 +31,9 @@ from .middleware import (
     RouteMiddleware,
     TrustedHostMiddleware,
 )
-from .models.catalog import configured_models
-from .models.device import Device
-from .models.registry import ModelRegistry
-from .routers import files, health, models
+from .serving.models.device import Device
+from .serving.models.error_responses import add_model_error_handler
+from .serving.models.registry import ModelRegistry
 from .settings import DEVICES, Settings
 
 
@@ -48,8 +50,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.settings, app.state.registry = settings, registry
         app.state.files = file_store
         if settings.preload:
-            registry.want_all()
-        tasks = [asyncio.create_task(repeat(1.0, registry.revive))]
+            registry.require_all()
+        tasks = [asyncio.create_task(repeat(1.0, registry.reload_missing))]
         if settings.idle_unload_seconds:
             unload_idle = partial(registry.unload_idle, settings.idle_unload_seconds)
             tasks.append(asyncio.create_task(repeat(5.0, unload_idle)))
@@ -103,8 +105,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=documented(400, 408, 413, 415, 500, 503),
     )
     app.state.drain = drain
+    # Starlette has one value for the process; every service sets the same.
+    MultiPartParser.spool_max_size = files.SPOOL_SIZE
     app.state.pdf_renderer = PdfRenderer(settings.max_pdf_pages, settings.pdf_timeout_seconds)
     add_error_handlers(app)
+    add_model_error_handler(app)
     add_docs(app)
     app.include_router(files.router, **guarded)
     app.include_router(health.router)

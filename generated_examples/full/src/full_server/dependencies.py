@@ -10,9 +10,9 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from .deadline import Deadline
-from .files.store import FileStore
-from .models.registry import ModelRegistry
+from .serving.deadline import Deadline
+from .serving.files.store import FileStore
+from .serving.models.registry import ModelRegistry
 from .settings import Settings
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple, Self
 from openai.types import CompletionUsage
 from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenLogprob, TopLogprob
 
-from ..models.output import LogprobEntry
+from ..serving.chat.output_parser import LogprobEntry
 
 
-class Head(NamedTuple):
+class ResponseMeta(NamedTuple):
     """Names one answer; the same in all of its chunks."""
 
     id: str

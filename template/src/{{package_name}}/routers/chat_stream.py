@@ -14,18 +14,21 @@ from openai.types.chat.chat_completion_chunk import (
     ChoiceLogprobs,
 )
 
-from ..errors import envelope_for, from_model_error, internal_error
-from ..logs import request_id_var
-from ..models.chat import Answer
-from ..models.errors import ModelError
-from ..models.output import Chunk
-from ..sse import DONE, event
-from .chat_parts import Head, logprob_entries, usage_of
+from ..serving.chat.chat_model import Generation
+from ..serving.chat.output_parser import Chunk
+from ..serving.http.errors import envelope_for, internal_error
+from ..serving.http.logs import request_id_var
+from ..serving.http.sse import DONE, event
+from ..serving.models.error_responses import from_model_error
+from ..serving.models.model_errors import ModelError
+from .chat_parts import ResponseMeta, logprob_entries, usage_of
 
 logger = logging.getLogger(__name__)
 
 
-async def stream_events(answer: Answer, head: Head, with_usage: bool) -> AsyncGenerator[bytes]:
+async def stream_chat(
+    answer: Generation, head: ResponseMeta, with_usage: bool
+) -> AsyncGenerator[bytes]:
     """The answer as events, `[DONE]` last. An error becomes the last event instead.
 
     The status has already been sent, and OpenAI's clients raise an `error` in the data as an
@@ -85,7 +88,9 @@ def choices_of(chunk: Chunk) -> list[Choice]:
     return choices
 
 
-def chunk_event(head: Head, choices: list[Choice], usage: CompletionUsage | None = None) -> bytes:
+def chunk_event(
+    head: ResponseMeta, choices: list[Choice], usage: CompletionUsage | None = None
+) -> bytes:
     return event(
         ChatCompletionChunk(
             id=head.id,

@@ -6,14 +6,14 @@ from fastapi import APIRouter, Request
 from openai.types.chat import ChatCompletion
 
 from ..dependencies import DeadlineDep, RegistryDep, SettingsDep
-from ..disconnect import until_disconnect
-from ..errors import documented
-from ..models.chat import ChatModel
 from ..schemas.chat import ChatRequest
-from ..sse import EventStream
+from ..serving.chat.chat_model import ChatModel
+from ..serving.http.disconnect import until_disconnect
+from ..serving.http.errors import documented
+from ..serving.http.sse import EventStream
 from .chat_answer import whole_answer
-from .chat_parts import Head
-from .chat_stream import stream_events
+from .chat_parts import ResponseMeta
+from .chat_stream import stream_chat
 
 router = APIRouter(tags=["chat"], responses=documented(404, 429, 504))
 
@@ -32,7 +32,7 @@ async def create_chat_completion(
     deadline: DeadlineDep,
 ) -> ChatCompletion | EventStream:
     """Generates the next message of a conversation, whole or as a stream of server-sent events."""
-    head = Head.new(body.model)
+    head = ResponseMeta.new(body.model)
     async with AsyncExitStack() as resources:
         use = registry.use(body.model, ChatModel, deadline)
         model = await resources.enter_async_context(use)
@@ -40,7 +40,7 @@ async def create_chat_completion(
         answer = await until_disconnect(request, work)
         if body.stream:
             with_usage = body.wants_usage or settings.stream_usage == "always"
-            events = stream_events(answer, head, with_usage)
+            events = stream_chat(answer, head, with_usage)
             # The stream outlives this function, and with it the model's use and the batch's place.
             return EventStream(events, resources.pop_all(), settings.heartbeat_seconds)
         return await until_disconnect(request, whole_answer(answer, head))

@@ -9,12 +9,12 @@ from openai.types.chat.chat_completion_message_function_tool_call import (
     Function,
 )
 
-from ..models.chat import Answer
-from ..models.output import Chunk
-from .chat_parts import Head, logprob_entries, usage_of
+from ..serving.chat.chat_model import Generation
+from ..serving.chat.output_parser import Chunk
+from .chat_parts import ResponseMeta, logprob_entries, usage_of
 
 
-async def whole_answer(answer: Answer, head: Head) -> ChatCompletion:
+async def whole_answer(answer: Generation, head: ResponseMeta) -> ChatCompletion:
     """Waits for all of the answer. Raises what the answer raises."""
     chunks = [chunk async for chunk in answer]
     choices = [[c for c in chunks if c.index == index] for index in range(answer.sequences)]
@@ -23,12 +23,12 @@ async def whole_answer(answer: Answer, head: Head) -> ChatCompletion:
         object="chat.completion",
         created=head.created,
         model=head.model,
-        choices=[choice_of(index, chunks) for index, chunks in enumerate(choices)],
+        choices=[message_choice(index, chunks) for index, chunks in enumerate(choices)],
         usage=usage_of(answer.prompt_tokens, sum(c[-1].completion_tokens for c in choices)),
     )
 
 
-def choice_of(index: int, chunks: Sequence[Chunk]) -> Choice:
+def message_choice(index: int, chunks: Sequence[Chunk]) -> Choice:
     entries = [entry for chunk in chunks for entry in chunk.logprobs]
     calls = tool_calls_of(chunks)
     text = "".join(chunk.text for chunk in chunks)

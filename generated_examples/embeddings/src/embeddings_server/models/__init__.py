@@ -1,1 +1,1 @@
-"""The models: tokens and tensors, nothing of HTTP. The only package that imports torch."""
+"""Yours: the models of this service beyond the template's, named in `custom.py`."""

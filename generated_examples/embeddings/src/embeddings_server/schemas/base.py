@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-from ..models.errors import InvalidInput
+from ..serving.models.model_errors import InvalidInput
 
 logger = logging.getLogger(__name__)
 

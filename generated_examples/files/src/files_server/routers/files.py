@@ -12,15 +12,14 @@ from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile, status
 from fastapi.responses import StreamingResponse
 from obstore.exceptions import BaseError as StoreError
 from openai.types import FileDeleted
-from starlette.formparsers import MultiPartParser
 
 from ..dependencies import DeadlineDep, FilesDep, SettingsDep
-from ..disconnect import until_disconnect
-from ..errors import DISK_FULL, APIError, documented, insufficient_storage, no_room
-from ..files.errors import FileNotFound, InvalidPdf, PdfTimeout, TooManyPdfs
-from ..files.pdf import PdfRenderer, is_pdf
-from ..files.store import CHUNK_SIZE, FILE_ID, Download, StoredFile, os_error
 from ..schemas.files import File, FileList, UploadPurpose
+from ..serving.files.file_errors import FileNotFound, InvalidPdf, PdfTimeout, TooManyPdfs
+from ..serving.files.pdf import PdfRenderer, is_pdf
+from ..serving.files.store import CHUNK_SIZE, FILE_ID, Download, StoredFile, os_error
+from ..serving.http.disconnect import until_disconnect
+from ..serving.http.errors import DISK_FULL, APIError, documented, insufficient_storage, no_room
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +30,9 @@ MAX_FILENAME = 255
 
 ANY_BYTES = "application/octet-stream"
 
-# Bytes of each upload that are in memory while it arrives; the rest is on the disk. With
-# Starlette's default of a megabyte, a few hundred stalled uploads would fill the memory.
-MultiPartParser.spool_max_size = 64 * 1024
+SPOOL_SIZE = 64 * 1024
+"""Bytes of each upload that are in memory while it arrives; the rest is on the disk. With
+Starlette's default of a megabyte, a few hundred stalled uploads would fill the memory."""
 
 
 async def translate_errors() -> AsyncIterator[None]:
@@ -45,8 +44,9 @@ async def translate_errors() -> AsyncIterator[None]:
             status.HTTP_404_NOT_FOUND, str(error), param="file_id", code="file_not_found"
         ) from error
     except InvalidPdf as error:
+        field = "pdf_dpi" if error.at_this_dpi else "file"
         raise APIError(
-            status.HTTP_400_BAD_REQUEST, str(error), param=error.param, code="invalid_pdf"
+            status.HTTP_400_BAD_REQUEST, f"{field}: {error}", param=field, code="invalid_pdf"
         ) from error
     except PdfTimeout as error:
         raise timed_out(str(error)) from error
@@ -159,7 +159,7 @@ async def upload_file(
             renderer: PdfRenderer = request.app.state.pdf_renderer
             pages = await resources.enter_async_context(renderer.render(file.file, pdf_dpi))
         work = files.save(
-            chunks_of(file),
+            upload_chunks(file),
             filename=file.filename,
             purpose=purpose,
             pages=pages,
@@ -169,7 +169,7 @@ async def upload_file(
             async with asyncio.timeout_at(deadline.time):
                 stored = await until_disconnect(request, work)
         except TimeoutError:
-            message = f"file: It took longer than {deadline.seconds:g} s to keep the file."
+            message = f"It took longer than {deadline.seconds:g} s to keep the file."
             raise timed_out(message) from None
     return as_file_object(stored)
 
@@ -232,7 +232,7 @@ def bad_field(param: str, message: str) -> APIError:
 def timed_out(message: str) -> APIError:
     return APIError(
         status.HTTP_504_GATEWAY_TIMEOUT,
-        message,
+        f"file: {message}",
         param="file",
         code="timeout",
         headers={"x-should-retry": "false"},  # it would take as long again
@@ -247,7 +247,7 @@ def move_to_disk(file: UploadFile) -> None:
         raise no_room(error) from None
 
 
-async def chunks_of(file: UploadFile) -> AsyncIterator[bytes]:
+async def upload_chunks(file: UploadFile) -> AsyncIterator[bytes]:
     await file.seek(0)
     while chunk := await file.read(CHUNK_SIZE):
         yield chunk

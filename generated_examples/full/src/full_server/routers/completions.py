@@ -9,17 +9,17 @@ from fastapi import APIRouter, Request
 from openai.types import Completion, CompletionChoice, CompletionUsage
 from openai.types.completion_choice import Logprobs
 
-from ..deadline import Deadline
 from ..dependencies import DeadlineDep, RegistryDep, SettingsDep
-from ..disconnect import until_disconnect
-from ..errors import documented
-from ..models.chat import Answer, ChatModel
-from ..models.output import Chunk, LogprobEntry
-from ..models.params import ChatOptions
-from ..models.prompt import RawPrompt
 from ..schemas.completions import CompletionRequest
-from ..sse import DONE, EventStream, event
-from .chat_parts import Head, usage_of
+from ..serving.chat.chat_model import ChatModel, Generation
+from ..serving.chat.options import ChatOptions
+from ..serving.chat.output_parser import Chunk, LogprobEntry
+from ..serving.chat.prompt import TextPrompt
+from ..serving.deadline import Deadline
+from ..serving.http.disconnect import until_disconnect
+from ..serving.http.errors import documented
+from ..serving.http.sse import DONE, EventStream, event
+from .chat_parts import ResponseMeta, usage_of
 from .chat_stream import failure
 
 router = APIRouter(tags=["chat"], responses=documented(404, 429, 504))
@@ -39,7 +39,7 @@ async def create_completion(
     deadline: DeadlineDep,
 ) -> Completion | EventStream:
     """Generates continuations of texts, whole or as a stream of server-sent events."""
-    head = Head.new(body.model, "cmpl")
+    head = ResponseMeta.new(body.model, "cmpl")
     prompts = body.prompts()
     async with AsyncExitStack() as resources:
         use = registry.use(body.model, ChatModel, deadline)
@@ -49,7 +49,7 @@ async def create_completion(
         echoes = [echo_of(prompt, model) if body.echo else "" for prompt in prompts]
         if body.stream:
             with_usage = body.wants_usage or settings.stream_usage == "always"
-            events = stream_events(answers, echoes, head, with_usage)
+            events = stream_completions(answers, echoes, head, with_usage)
             # The stream outlives this function, and with it the model's use and the batch's place.
             return EventStream(events, resources.pop_all(), settings.heartbeat_seconds)
         return await until_disconnect(request, whole(answers, echoes, head))
@@ -57,22 +57,24 @@ async def create_completion(
 
 async def begin(
     model: ChatModel,
-    prompts: Sequence[RawPrompt],
+    prompts: Sequence[TextPrompt],
     options: ChatOptions,
     resources: AsyncExitStack,
     deadline: Deadline,
-) -> list[Answer]:
+) -> list[Generation]:
     """Queues one request for each prompt. Raises what `ChatModel.answer` raises."""
     return [await model.answer(prompt, options, resources, deadline) for prompt in prompts]
 
 
-def echo_of(prompt: RawPrompt, model: ChatModel) -> str:
+def echo_of(prompt: TextPrompt, model: ChatModel) -> str:
     return prompt.given if isinstance(prompt.given, str) else model.text(prompt.given)
 
 
-async def whole(answers: Sequence[Answer], echoes: Sequence[str], head: Head) -> Completion:
+async def whole(
+    answers: Sequence[Generation], echoes: Sequence[str], head: ResponseMeta
+) -> Completion:
     """Waits for all of all answers. Raises what they raise."""
-    read = await asyncio.gather(*(chunks_of(answer) for answer in answers))
+    read = await asyncio.gather(*(collect(answer) for answer in answers))
     choices: list[CompletionChoice] = []
     tokens = 0
     for answer, echo, chunks in zip(answers, echoes, read, strict=True):
@@ -98,7 +100,7 @@ async def whole(answers: Sequence[Answer], echoes: Sequence[str], head: Head) ->
     )
 
 
-async def chunks_of(answer: Answer) -> list[Chunk]:
+async def collect(answer: Generation) -> list[Chunk]:
     return [chunk async for chunk in answer]
 
 
@@ -123,8 +125,8 @@ def logprobs_of(entries: Sequence[LogprobEntry], offset: int) -> Logprobs | None
     )
 
 
-async def stream_events(
-    answers: Sequence[Answer], echoes: Sequence[str], head: Head, with_usage: bool
+async def stream_completions(
+    answers: Sequence[Generation], echoes: Sequence[str], head: ResponseMeta, with_usage: bool
 ) -> AsyncGenerator[bytes]:
     """The answers as events, one prompt after the other, `[DONE]` last. All of them are generated
     at the same time. An error becomes the last event instead."""
@@ -134,7 +136,7 @@ async def stream_events(
     try:
         for answer, echo in zip(answers, echoes, strict=True):
             for index in range(first, first + answer.sequences if echo else first):
-                yield completion_event(head, [choice_of(index, echo)])
+                yield completion_event(head, [completion_choice(index, echo)])
             async for chunk in answer:
                 index = first + chunk.index
                 tokens[index] = chunk.completion_tokens
@@ -142,7 +144,9 @@ async def stream_events(
                 offsets[index] = offsets.get(index, 0) + len(
                     "".join(entry.chosen.text for entry in chunk.logprobs)
                 )
-                yield completion_event(head, [choice_of(index, chunk.text, chunk, logprobs)])
+                yield completion_event(
+                    head, [completion_choice(index, chunk.text, chunk, logprobs)]
+                )
                 # A checkpoint: the event leaves now, and a client that is gone is noticed now.
                 await asyncio.sleep(0)
             first += answer.sequences
@@ -154,7 +158,7 @@ async def stream_events(
         yield failure(error)
 
 
-def choice_of(
+def completion_choice(
     index: int, text: str, chunk: Chunk | None = None, logprobs: Logprobs | None = None
 ) -> CompletionChoice:
     # None until the last, as OpenAI does and its types do not say.
@@ -165,7 +169,7 @@ def choice_of(
 
 
 def completion_event(
-    head: Head, choices: list[CompletionChoice], usage: CompletionUsage | None = None
+    head: ResponseMeta, choices: list[CompletionChoice], usage: CompletionUsage | None = None
 ) -> bytes:
     return event(
         Completion.model_construct(

@@ -12,10 +12,10 @@ from openai.types.create_embedding_response import Usage
 from openai.types.embedding import Embedding
 
 from ..dependencies import DeadlineDep, RegistryDep
-from ..disconnect import until_disconnect
-from ..errors import documented
-from ..models.embeddings import Embeddings, EmbeddingsModel
 from ..schemas.embeddings import EmbeddingsRequest
+from ..serving.embeddings.embeddings_model import Embeddings, EmbeddingsModel
+from ..serving.http.disconnect import until_disconnect
+from ..serving.http.errors import documented
 
 router = APIRouter(tags=["embeddings"], responses=documented(404, 429, 504))
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, StrictBool, StrictInt, model_validator
 
-from ..models.errors import InvalidInput
-from ..models.params import AnswerForm, ChatOptions
-from ..models.prompt import PROTECTED, Conversation
-from ..models.tools import Tool
+from ..serving.chat.options import ChatOptions, OutputFormat
+from ..serving.chat.prompt import PROTECTED, ChatPrompt
+from ..serving.chat.tool_calls import Tool
+from ..serving.models.model_errors import InvalidInput
 from .base import Text
 from .chat_messages import ChatMessage
 from .generation import GenerationRequest, at_most
@@ -139,17 +139,18 @@ class ChatRequest(GenerationRequest):
             return [tool for tool in tools if tool.function.name == choice.function.name]
         return [] if choice == "none" else tools
 
-    def conversation(self) -> Conversation:
+    def conversation(self) -> ChatPrompt:
         tools = self.tools if self.callable_tools else None
         variables = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
             variables.setdefault("reasoning_effort", self.reasoning_effort)
-        return Conversation(
+        return ChatPrompt(
             [message.for_template() for message in self.messages],
             [tool.model_dump(exclude_none=True) for tool in tools or []],
             variables=variables,
             add_generation_prompt=self.add_generation_prompt is not False,
             continue_final_message=self.continue_final_message is True,
+            name="messages",
         )
 
     def options(self) -> ChatOptions:
@@ -173,17 +174,17 @@ class ChatRequest(GenerationRequest):
             and not isinstance(self.tool_choice, NamedTool),
         )
 
-    def forms(self) -> list[AnswerForm]:
-        return super().forms() + form_of(self.response_format)
+    def forms(self) -> list[OutputFormat]:
+        return super().forms() + output_format_of(self.response_format)
 
 
-def form_of(response_format: ResponseFormat | None) -> list[AnswerForm]:
+def output_format_of(response_format: ResponseFormat | None) -> list[OutputFormat]:
     """None for text."""
     match response_format:
         case JSONObjectFormat(json_schema=schema):
-            return [AnswerForm("json", schema or {}, "response_format", strict=False)]
+            return [OutputFormat("json", schema or {}, "response_format", strict=False)]
         case JSONSchemaFormat(json_schema=named):
             strict, schema = named.strict is True, named.json_schema or {}
-            return [AnswerForm("json", schema, "response_format", strict=strict)]
+            return [OutputFormat("json", schema, "response_format", strict=strict)]
         case _:
             return []

@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, StrictBool, StrictInt, model_validator
 
-from ..models.errors import InvalidInput
-from ..models.params import AnswerForm, ChatOptions
-from ..models.prompt import RawPrompt
+from ..serving.chat.options import ChatOptions, OutputFormat
+from ..serving.chat.prompt import TextPrompt
+from ..serving.models.model_errors import InvalidInput
 from .base import Text
-from .chat import ResponseFormat, form_of
+from .chat import ResponseFormat, output_format_of
 from .generation import UNSUPPORTED, GenerationRequest
 
 DEFAULT_MAX_TOKENS = 16
@@ -66,12 +66,12 @@ class CompletionRequest(GenerationRequest):
             raise InvalidInput(message, "logprobs")
         return self
 
-    def prompts(self) -> list[RawPrompt]:
+    def prompts(self) -> list[TextPrompt]:
         """`prompt` as a list, whichever of its four forms it has."""
         given: Any = self.prompt
         if isinstance(given, str) or isinstance(given[0], int):
             given = [given]
-        return [RawPrompt(each, self.add_special_tokens is not False) for each in given]
+        return [TextPrompt(each, self.add_special_tokens is not False) for each in given]
 
     def options(self) -> ChatOptions:
         options = self.generation_options()
@@ -80,5 +80,5 @@ class CompletionRequest(GenerationRequest):
             options["sampling"]["top_logprobs"] = self.logprobs
         return ChatOptions(**options)
 
-    def forms(self) -> list[AnswerForm]:
-        return super().forms() + form_of(self.response_format)
+    def forms(self) -> list[OutputFormat]:
+        return super().forms() + output_format_of(self.response_format)

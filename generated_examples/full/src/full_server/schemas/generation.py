@@ -17,8 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from ..models.errors import InvalidInput
-from ..models.params import AnswerForm, ChatOptions, SamplingOptions
+from ..serving.chat.options import ChatOptions, OutputFormat
+from ..serving.engine.sampling_params import SamplingOptions
+from ..serving.models.model_errors import InvalidInput
 from .base import APIRequest, Text
 
 MOST_BIASES = 1024
@@ -255,7 +256,7 @@ class GenerationRequest(APIRequest):
     def wants_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def forms(self) -> list[AnswerForm]:
+    def forms(self) -> list[OutputFormat]:
         """The forms that the fields ask for; more than one is refused."""
         given = self.structured_outputs or StructuredOutputs()
         asked: list[tuple[Literal["json", "regex", "choice", "grammar"], object, str]] = [
@@ -270,7 +271,7 @@ class GenerationRequest(APIRequest):
             ("grammar", self.guided_grammar, "guided_grammar"),
         ]
         return [
-            AnswerForm(kind, as_schema(value, param) if kind == "json" else value, param)
+            OutputFormat(kind, as_schema(value, param) if kind == "json" else value, param)
             for kind, value, param in asked
             if value is not None
         ]

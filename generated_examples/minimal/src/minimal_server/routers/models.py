@@ -7,8 +7,8 @@ from openai.types import Model
 from pydantic import BaseModel, Field
 
 from ..dependencies import RegistryDep
-from ..errors import documented
-from ..models.base import ModelSpec
+from ..serving.http.errors import documented
+from ..serving.models.model import ModelSpec
 
 router = APIRouter(tags=["models"])
 

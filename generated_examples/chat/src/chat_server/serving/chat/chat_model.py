@@ -1,0 +1,307 @@
+"""Chat: a conversation in, text out. It turns text into tokens and back; the engine generates."""
+
+import asyncio
+import math
+import random
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from ...settings import Settings
+from ..deadline import Deadline
+from ..engine.base_engine import Engine, TokenStream
+from ..engine.sampling_params import SamplingOptions, SamplingParams
+from ..models.admission import Admission
+from ..models.device import Device
+from ..models.hub import LOADING, fetch_model
+from ..models.model import Model
+from ..models.model_errors import ContextExceeded, DeadlineExceeded, InvalidInput, Overloaded
+from ..threads import run_in_pool
+from .options import ChatOptions
+from .output_parser import Chunk, FinishReason, OutputParser, TokenDecoder
+from .prompt import ChatPrompt, PromptEncoder, TextPrompt
+from .tool_calls import SchemaRefused, ToolCallParser
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from ..engine.grammar import Grammar
+    from .grammar_compiler import GrammarCompiler
+
+MAX_GRAMMARS = 16
+"""Limit of the requests whose grammars are compiled or wait for it; most are cached"""
+
+
+class Generation:
+    """The sequences that answer one request, while they are generated."""
+
+    def __init__(
+        self,
+        prompt_tokens: int,
+        stream: TokenStream,
+        parsers: Sequence[OutputParser],
+        engine: Engine,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
+        self._stream = stream
+        self._parsers = parsers
+        self._engine = engine
+        self._eos_token_ids = frozenset(eos_token_ids)
+
+    @property
+    def sequences(self) -> int:
+        return len(self._parsers)
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        """The pieces of all sequences as they come.
+
+        Raises Unavailable when the engine fails, DeadlineExceeded when the time is over."""
+        stopped: set[int] = set()
+        async for index, tokens, finished in self._stream:
+            if index in stopped:
+                continue
+            parser = self._parsers[index]
+            logprobs = self._stream.logprobs[index][parser.count : parser.count + len(tokens)]
+            chunk, stop = parser.push(tokens, logprobs)
+            if chunk.text or chunk.tool_calls or chunk.logprobs:
+                yield chunk
+            if stop:
+                stopped.add(index)
+                self._engine.cancel(self._stream, index)
+                yield parser.finish("stop")
+            elif finished:
+                ended = bool(tokens) and tokens[-1] in self._eos_token_ids
+                reason: FinishReason = "stop" if ended else "length"
+                yield parser.finish("tool_calls" if ended and parser.calls_tools else reason)
+
+
+class ChatModel(Model):
+    """A causal language model with a chat template."""
+
+    type: ClassVar[str] = "chat"
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        engine: Engine,
+        grammars: "GrammarCompiler",
+        *,
+        eos_token_ids: Sequence[int],
+        default_max_tokens: int,
+        default_sampling: SamplingOptions,
+        admission: Admission,
+    ) -> None:
+        self._engine = engine
+        self._grammars = grammars
+        self._eos_token_ids = list(eos_token_ids)
+        self._default_max_tokens = default_max_tokens
+        self._default_sampling = default_sampling
+        self._admission = admission
+        self._prompts = PromptEncoder(tokenizer, engine.max_length)
+        layout = self._prompts.layout
+        marks = f"{layout.prefix}{layout.suffix}" if layout else ""
+        self._decoder = TokenDecoder(tokenizer, visible=marks)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        # Compiling a grammar can take seconds, and must not delay requests without one.
+        self._grammar_executor = ThreadPoolExecutor(2, thread_name_prefix="grammar")
+        self._grammars_waiting = 0
+
+    @classmethod
+    def load(cls, source: str, device: Device, settings: Settings) -> Self:
+        """Reads the weights and starts the engine. Blocks."""
+        folder = fetch_model(source, "INFER_CHAT_MODEL")
+        with LOADING:
+            from .loading import load_chat_model  # imports torch and transformers
+
+            parts = load_chat_model(folder, device, settings)
+        engine = parts.engine
+        return cls(
+            parts.tokenizer,
+            engine,
+            parts.grammars,
+            eos_token_ids=parts.eos_token_ids,
+            default_max_tokens=settings.default_max_tokens,
+            default_sampling=parts.default_sampling,
+            admission=Admission(
+                engine.max_sequences + settings.max_queue,
+                settings.kv_cache_tokens + settings.max_queue_tokens,
+            ),
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self._engine.alive
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, as an answer would show it."""
+        return self._prompts.decode(tokens)
+
+    @property
+    def details(self) -> Mapping[str, str | None]:
+        reason = self._engine.reason
+        return {"engine": "sequential" if reason else "continuous", "engine_reason": reason}
+
+    def unload(self) -> None:
+        self._engine.stop()
+        self._executor.shutdown(cancel_futures=True)
+        self._grammar_executor.shutdown(cancel_futures=True)
+
+    async def answer(
+        self,
+        conversation: ChatPrompt | TextPrompt,
+        options: ChatOptions,
+        resources: AsyncExitStack,
+        deadline: Deadline | None = None,
+    ) -> Generation:
+        """Queues a request. Closing `resources` frees all that it holds.
+
+        deadline: unlimited by default.
+
+        Raises InvalidInput, Overloaded, Unavailable or DeadlineExceeded, and all of it before a
+        token is generated.
+        """
+        deadline = deadline or Deadline(math.inf)
+        # Before any work, so that a refusal costs nothing.
+        answer_tokens = options.max_tokens or self._default_max_tokens
+        estimate = (conversation.estimated_tokens + answer_tokens) * options.n
+        admitted = resources.enter_context(self._admission.enter(estimate, options.n))
+        try:
+            async with asyncio.timeout_at(deadline.time):
+                grammar = await self._compile_grammar(options)
+                prompt, params = await run_in_pool(
+                    self._executor, partial(self._prepare, conversation, options, grammar)
+                )
+        except TimeoutError as error:
+            raise DeadlineExceeded(deadline.seconds) from error
+        admitted.tokens = (len(prompt) + params[0].max_tokens) * options.n
+        stream = resources.enter_context(self._generate(prompt, params, deadline))
+        parsers = [
+            OutputParser(
+                index,
+                self._decoder,
+                stop=options.stop,
+                min_tokens=params[index].min_tokens,
+                stop_token_ids=params[index].stop_token_ids,
+                parser=self._parser(options),
+            )
+            for index in range(options.n)
+        ]
+        ends = params[0].end_tokens(self._eos_token_ids)
+        return Generation(len(prompt), stream, parsers, self._engine, ends)
+
+    def _parser(self, options: ChatOptions) -> ToolCallParser | None:
+        if self._prompts.layout is None or not options.tools:
+            return None
+        if options.must_call:
+            return ToolCallParser(self._prompts.layout, "call")
+        if options.form is None:
+            return ToolCallParser(self._prompts.layout)
+        return ToolCallParser(self._prompts.layout, "either", [tool.name for tool in options.tools])
+
+    @contextmanager
+    def _generate(
+        self, prompt: list[int], params: Sequence[SamplingParams], deadline: Deadline
+    ) -> Iterator[TokenStream]:
+        """Leaving the block frees the request's places in the batch."""
+        stream = self._engine.submit(prompt, params)
+        late = DeadlineExceeded(deadline.seconds)
+        timer = asyncio.get_running_loop().call_at(deadline.time, stream.fail, late)
+        try:
+            yield stream
+        finally:
+            timer.cancel()
+            self._engine.cancel(stream)
+
+    async def _compile_grammar(self, options: ChatOptions) -> "Grammar | None":
+        """Raises InvalidInput or Overloaded."""
+        if not options.tools and options.form is None:
+            return None
+        if self._grammars_waiting >= MAX_GRAMMARS:
+            raise Overloaded("Too many schemas wait to be compiled.")
+        self._grammars_waiting += 1
+        try:
+            return await run_in_pool(self._grammar_executor, partial(self._grammar, options))
+        finally:
+            self._grammars_waiting -= 1
+
+    def _prepare(
+        self,
+        conversation: ChatPrompt | TextPrompt,
+        options: ChatOptions,
+        grammar: "Grammar | None",
+    ) -> tuple[list[int], list[SamplingParams]]:
+        """The prompt's tokens and the parameters of each sequence. Blocks. Raises InvalidInput."""
+        prompt = self._prompts.encode(conversation)
+        self._check_known(prompt, conversation.name)
+        max_tokens = self._max_tokens(prompt, options, conversation.name)
+        sampling = self._default_sampling | options.sampling
+        if sampling.get("min_tokens", 0) > max_tokens:
+            message = f"min_tokens: the answer has at most {max_tokens}"
+            raise InvalidInput(message, "min_tokens")
+        vocabulary = self._engine.vocabulary
+        if any(token >= vocabulary for token in sampling.get("logit_bias", ())):
+            raise InvalidInput(f"logit_bias: tokens go from 0 to {vocabulary - 1}", "logit_bias")
+        if any(token >= vocabulary for token in sampling.get("stop_token_ids", ())):
+            message = f"stop_token_ids: tokens go from 0 to {vocabulary - 1}"
+            raise InvalidInput(message, "stop_token_ids")
+        seed = random.getrandbits(63) if options.seed is None else options.seed
+        # Answer 0 is the one that a request for a single answer with this seed would get.
+        seeds = [seed, *(random.Random(f"{seed}/{i}").getrandbits(63) for i in range(1, options.n))]
+        return prompt, [
+            SamplingParams(max_tokens=max_tokens, seed=each, grammar=grammar, **sampling)
+            for each in seeds
+        ]
+
+    def _check_known(self, prompt: Sequence[int], name: str) -> None:
+        """Raises InvalidInput for a token of the client's, or the tokenizer's, that the model lacks.
+
+        In a batch it would fail every request, on a GPU end the process.
+        """
+        highest, vocabulary = max(prompt, default=0), self._engine.vocabulary
+        if highest >= vocabulary:
+            text = self._prompts.token(highest)
+            token = f"token {highest}" if text is None else f"token {highest}, {text!r},"
+            message = f"{name}: the {token} is not among the {vocabulary} tokens of the model"
+            raise InvalidInput(message, name)
+
+    def _max_tokens(self, prompt: Sequence[int], options: ChatOptions, name: str) -> int:
+        """Raises InvalidInput when prompt and answer do not fit the model or its KV cache."""
+        limit, asked = self._engine.max_length, options.max_tokens
+        room = limit - len(prompt)
+        if room < 1:
+            however = f"the {name} have {len(prompt)} tokens, which leaves no room for an answer"
+            raise ContextExceeded(limit, however, name)
+        if asked is not None and asked > room:
+            however = f"the {name} have {len(prompt)} tokens and {asked} more are asked for"
+            raise ContextExceeded(limit, however, options.max_tokens_name)
+        return asked or min(room, self._default_max_tokens)
+
+    def _grammar(self, options: ChatOptions) -> "Grammar | None":
+        """The grammar of the answer; None for free text. Raises InvalidInput."""
+        form = options.form
+        if options.tools:
+            if self._prompts.layout is None:
+                raise InvalidInput(
+                    "tools: the model's chat template writes no calls that can be read", "tools"
+                )
+            try:
+                return self._grammars.tool_calls(
+                    self._prompts.layout,
+                    options.tools,
+                    free_text=not options.must_call,
+                    parallel=options.parallel_tool_calls,
+                    form=form,
+                )
+            except SchemaRefused as error:
+                raise InvalidInput(f"{error.param}: {error}", error.param) from error
+            except ValueError as error:
+                raise InvalidInput(f"tools: {error}", "tools") from error
+        if form is None:
+            return None
+        try:
+            return self._grammars.form(form)
+        except ValueError as error:
+            raise InvalidInput(f"{form.param}: {error}", form.param) from error

@@ -1,0 +1,162 @@
+"""Reads a chat model from its folder and makes the engine for it."""
+
+import gc
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from ...settings import Settings
+from ..engine.base_engine import Engine
+from ..engine.continuous import ContinuousBatchingEngine
+from ..engine.sampling_params import SamplingOptions
+from ..engine.self_check import (
+    abridged,
+    check_batch,
+    fit_tokens,
+    known_obstacle,
+    make_check_sequences,
+    plain_logits,
+)
+from ..engine.sequential import SequentialEngine
+from ..models.device import Device
+from .grammar_compiler import GrammarCompiler
+
+logger = logging.getLogger(__name__)
+
+CHECK_TEXT = (
+    "The harbour opens at six in the morning. Two boats come in before the tide turns, and the "
+    "third waits outside until 7:45. Who unloads them writes down the hour, the weight in "
+    "kilograms and the name of the captain; a copy of the list goes to the office on the hill."
+)
+"""An ordinary text for the self-check of the engine"""
+
+
+@dataclass(frozen=True)
+class ChatParts:
+    tokenizer: PreTrainedTokenizerFast
+    engine: Engine
+    grammars: GrammarCompiler
+    eos_token_ids: list[int]
+    default_sampling: SamplingOptions
+    """The sampling that the model's generation_config.json recommends"""
+
+
+def load_chat_model(folder: Path, device: Device, settings: Settings) -> ChatParts:
+    """Raises ValueError for a model without a chat template or with a broken one, OSError for
+    missing files, and whatever transformers raises for corrupt ones.
+    """
+    disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"{folder} has no fast tokenizer (tokenizer.json)")
+    if not tokenizer.chat_template:
+        raise ValueError(f"{folder} has no chat template: a base model cannot chat")
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=device.dtype, output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
+        raise ValueError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
+    model = model.to(device.torch_device).eval()
+
+    eos_token_ids = as_list(model.generation_config.eos_token_id) or as_list(tokenizer.eos_token_id)
+    vocabulary = model.config.get_text_config().vocab_size
+    return ChatParts(
+        tokenizer=tokenizer,
+        grammars=GrammarCompiler(tokenizer, vocabulary, eos_token_ids),
+        # last, as it starts a thread
+        engine=make_engine(model, tokenizer, eos_token_ids, settings),
+        eos_token_ids=eos_token_ids,
+        default_sampling=recommended_sampling(model.generation_config),
+    )
+
+
+def recommended_sampling(config: GenerationConfig) -> SamplingOptions:
+    values = {name: getattr(config, name, None) for name in ("temperature", "top_p", "top_k")}
+    given: Any = {name: value for name, value in values.items() if value is not None}
+    options: SamplingOptions = given
+    return options
+
+
+def make_engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    eos_token_ids: Sequence[int],
+    settings: Settings,
+) -> Engine:
+    """Continuous batching where the model has proved to be right in it, else one at a time."""
+    reason = known_obstacle(model.config)
+    if reason is None:
+        attention = model.config._attn_implementation
+        try:
+            return checked_engine(model, tokenizer, eos_token_ids, settings)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # any error: one request at a time may still work
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        gc.collect()  # the engine that failed is in cycles, and so is its KV cache
+        if model.config._attn_implementation != attention:
+            model.set_attn_implementation(attention)
+    name = type(model).__name__
+    logger.warning("%s cannot be batched (%s): one request at a time", name, reason)
+    text_config = model.config.get_text_config()
+    context = getattr(text_config, "max_position_embeddings", settings.kv_cache_tokens)
+    return SequentialEngine(
+        model,
+        eos_token_ids=eos_token_ids,
+        max_length=min(context, settings.kv_cache_tokens),
+        reason=reason,
+        stall_seconds=settings.stall_seconds,
+    )
+
+
+def checked_engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    eos_token_ids: Sequence[int],
+    settings: Settings,
+) -> ContinuousBatchingEngine:
+    """Raises whatever transformers raises for a model that cannot be batched, and what `check_batch`
+    raises for one that answers otherwise in a batch.
+    """
+    ordinary = tokenizer.encode(CHECK_TEXT, add_special_tokens=False)
+    tokens = fit_tokens(model, ordinary, settings.kv_cache_tokens)
+    sequences = make_check_sequences(tokens)
+    with abridged(model, len(tokens)):
+        started = time.monotonic()
+        expected = plain_logits(model, sequences)  # before the engine changes the attention
+        plain_seconds = time.monotonic() - started
+    engine = ContinuousBatchingEngine(
+        model,
+        eos_token_ids=eos_token_ids,
+        kv_cache_tokens=settings.kv_cache_tokens,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_batch_requests=settings.max_batch_requests,
+        stall_seconds=settings.stall_seconds,
+    )
+    started = time.monotonic()
+    try:
+        with abridged(model, len(tokens)):
+            check_batch(engine, sequences, expected, dtype=model.dtype, plain_seconds=plain_seconds)
+    except BaseException:
+        engine.discard()
+        raise
+    logger.info("batch proved right in %.2f s", plain_seconds + time.monotonic() - started)
+    return engine
+
+
+def as_list(token_ids: int | list[int] | None) -> list[int]:
+    if token_ids is None:
+        return []
+    return [token_ids] if isinstance(token_ids, int) else list(token_ids)

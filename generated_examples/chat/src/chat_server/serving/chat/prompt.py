@@ -1,0 +1,217 @@
+"""From a conversation to the prompt's tokens, by the model's own chat template."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..models.model_errors import ContextExceeded, InvalidInput, Unavailable
+from .tool_calls import ToolLayout, read_layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
+}
+
+
+PROTECTED = frozenset(
+    (
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "messages",
+        "padding",
+        "processor_kwargs",
+        "raise_exception",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "self",
+        "strftime_now",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+        "max_length",
+    )
+)
+"""Names that `chat_template_kwargs` must not use: parameters of `apply_chat_template`"""
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """The messages so far, and the tools that the model may call."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    """In OpenAI's form, which is the form that chat templates read"""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables of the template"""
+    add_generation_prompt: bool = True
+    """The prompt ends with the template's beginning of an assistant message"""
+    continue_final_message: bool = False
+    """The prompt ends inside of the last message, which the answer continues"""
+
+    name: str = "prompt"
+    """Name that the client knows it by, for errors"""
+
+    @property
+    def estimated_tokens(self) -> int:
+        """An estimate without tokenising: four characters a token."""
+        return sum(len(message.get("content") or "") for message in self.messages) // 4
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """A text or tokens that the answer continues, without a chat template."""
+
+    given: str | Sequence[int]
+    """A text or its tokens"""
+    add_special_tokens: bool = True
+    """A text gets the special tokens that the tokenizer puts around it"""
+
+    name: str = "prompt"
+    """Name that the client knows it by, for errors"""
+
+    @property
+    def estimated_tokens(self) -> int:
+        return len(self.given) // 4 if isinstance(self.given, str) else len(self.given)
+
+
+def with_objects(conversation: ChatPrompt) -> ChatPrompt:
+    """The conversation with arguments of calls as objects, over which some templates iterate."""
+    messages = [dict(message) for message in conversation.messages]
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [
+                call | {"function": call["function"] | {"arguments": as_object(call)}}
+                for call in calls
+            ]
+    return replace(conversation, messages=messages)
+
+
+def as_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    arguments = call["function"]["arguments"]
+    return {"raw": arguments} if isinstance(arguments, str) else arguments
+
+
+class PromptEncoder:
+    """A tokenizer and its chat template."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._max_characters = max_length * max(map(len, tokenizer.get_vocab()))
+
+    @cached_property
+    def layout(self) -> ToolLayout | None:
+        """The layout of tool calls in the template; None if it writes none, or ignores the tools.
+
+        Raises jinja2's TemplateSyntaxError for a template that is broken.
+        """
+        from jinja2 import TemplateSyntaxError
+
+        def render(messages: Sequence[Mapping[str, Any]], with_head: bool) -> str:
+            return self._render(ChatPrompt(messages), with_head)
+
+        question = [{"role": "user", "content": "q"}]
+        try:
+            with_tools = self._render(ChatPrompt(question, [PROBE_TOOL]), True)
+            reads_tools = with_tools != render(question, True)
+        except TemplateSyntaxError:
+            raise
+        except Exception:
+            reads_tools = False
+        return read_layout(render) if reads_tools else None
+
+    def encode(self, conversation: ChatPrompt | TextPrompt) -> list[int]:
+        """The prompt's tokens. Blocks.
+
+        Raises InvalidInput when the template refuses the messages, or for far too many of them;
+        Unavailable when the template does not work.
+        """
+        if isinstance(conversation, TextPrompt):
+            return self._encode_raw(conversation)
+        try:
+            text = self._render_strictly(conversation)
+        # Templates compute with the messages, and can raise anything.
+        except Exception as error:
+            try:
+                text = self._render_strictly(with_objects(conversation))
+            except Exception:
+                if self._is_broken:
+                    raise Unavailable("The model's chat template does not work.") from error
+                raise InvalidInput(
+                    f"The model's chat template refuses these messages: {str(error)[:500]}",
+                    conversation.name,
+                ) from error
+        self._check_characters(text, conversation.name)
+        # The template writes the special tokens itself.
+        tokens = list(self._tokenizer.encode(text, add_special_tokens=False))
+        if not tokens:  # which no engine can continue
+            message = "The model's chat template makes an empty prompt of these messages."
+            raise InvalidInput(message, conversation.name)
+        return tokens
+
+    def _encode_raw(self, prompt: TextPrompt) -> list[int]:
+        if not isinstance(prompt.given, str):
+            return list(prompt.given)
+        self._check_characters(prompt.given, prompt.name)
+        special = prompt.add_special_tokens
+        tokens = list(self._tokenizer.encode(prompt.given, add_special_tokens=special))
+        if not tokens:  # which no engine can continue
+            raise InvalidInput(f"{prompt.name}: is empty", prompt.name)
+        return tokens
+
+    def _check_characters(self, text: str, name: str) -> None:
+        if len(text) > self._max_characters:  # too long with any tokens: not worth tokenising
+            however = f"the {name} have {len(text)} characters, more than so many tokens can hold"
+            raise ContextExceeded(self._max_length, however, name)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens))
+
+    @cached_property
+    def _is_broken(self) -> bool:
+        """True if the template fails at the simplest conversation, other than by refusing it."""
+        from jinja2 import TemplateError
+
+        try:
+            self._render(ChatPrompt([{"role": "user", "content": "q"}]), True)
+        except Exception as error:
+            logger.exception("the chat template does not work")
+            return type(error) is not TemplateError  # which templates raise themselves
+        return False
+
+    def _render_strictly(self, conversation: ChatPrompt) -> str:
+        wants_head = conversation.add_generation_prompt and not conversation.continue_final_message
+        text = self._render(conversation, wants_head)
+        text.encode()  # a template may read fields that have not been checked
+        return text
+
+    def token(self, id_: int) -> str | None:
+        """The tokenizer's text of a token; None if it has no token of this number."""
+        if id_ >= len(self._tokenizer):  # which the client may have sent, however large
+            return None
+        return str(self._tokenizer.convert_ids_to_tokens(id_))
+
+    def _render(self, conversation: ChatPrompt, with_head: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                [dict(message) for message in conversation.messages],
+                tools=[dict(tool) for tool in conversation.tools] or None,
+                tokenize=False,
+                add_generation_prompt=with_head,
+                continue_final_message=conversation.continue_final_message,
+                **conversation.variables,
+            )
+        )

@@ -1,0 +1,1 @@
+"""Models: which there are, when they are loaded, how much work they take."""

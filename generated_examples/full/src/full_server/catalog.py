@@ -1,0 +1,34 @@
+"""The models that this service offers, none of them loaded yet."""
+
+from . import custom
+from .serving.chat.chat_model import ChatModel
+from .serving.embeddings.embeddings_model import EmbeddingsModel
+from .serving.models.hub import served_id
+from .serving.models.model import ModelSpec
+from .settings import Settings
+
+
+def configured_models(settings: Settings) -> list[ModelSpec]:
+    """Raises ValueError when two models would go by one name."""
+    specs = [
+        ModelSpec(
+            id=served_id(settings.chat_model),
+            model_class=ChatModel,
+            load=lambda device: ChatModel.load(settings.chat_model, device, settings),
+            aliases=(settings.chat_model,),
+        ),
+        ModelSpec(
+            id=served_id(settings.embeddings_model),
+            model_class=EmbeddingsModel,
+            load=lambda device: EmbeddingsModel.load(settings.embeddings_model, device, settings),
+            aliases=(settings.embeddings_model,),
+        ),
+        *custom.models(settings),
+    ]
+    owners: dict[str, ModelSpec] = {}
+    for spec in specs:
+        for name in {spec.id, *spec.aliases}:
+            if name in owners:
+                raise ValueError(f"Two models are called {name!r}. Give one of them another name.")
+            owners[name] = spec
+    return specs

@@ -1,0 +1,1 @@
+"""The template's part of the service; README.md is its map."""

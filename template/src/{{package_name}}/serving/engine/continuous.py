@@ -1,0 +1,293 @@
+"""The engine on transformers' continuous batching: requests join and leave a running batch."""
+
+import asyncio
+import ctypes
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from threading import Thread
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.modeling_utils import PreTrainedModel
+
+from ..models.model_errors import Unavailable
+from ..threads import WorkThread
+from .base_engine import TokenStream
+from .oom_retry import install_oom_retry
+from .sampling import SamplingState, sample_into_logits
+from .sampling_params import SamplingParams
+from .stall import StallWatch
+from .transformers_private import (
+    GenerationOutput,
+    Row,
+    StepSampler,
+    allocate_cache,
+    has_failed,
+    longest_sequence,
+    make_manager,
+    manager_log_muted,
+    remove_handler,
+    set_step_limits,
+    step_limits,
+    thread_of,
+    wrap_step,
+)
+
+logger = logging.getLogger(__name__)
+
+PAGE_SIZE = 64
+"""Tokens in one block of the KV cache. Small blocks waste little on short conversations."""
+
+STOP_SECONDS = 5.0
+"""Time that the thread of an engine that failed gets to end, and again after it was interrupted"""
+
+CANCELLED = SamplingState(SamplingParams(max_tokens=0, temperature=0.0), [], [], [])
+"""State of a request that was cancelled while its step was prepared: its token is dropped"""
+
+
+class CheckSequence(SamplingState):
+    """A sequence whose every token is known: the batch's logits for each are kept."""
+
+    def __init__(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        super().__init__(SamplingParams(max_tokens=len(answer), temperature=0.0), [], [], [])
+        self.prompt = list(prompt)
+        self.answer = list(answer)
+        self._logits: dict[int, Tensor] = {}
+
+    @property
+    def adjusts(self) -> bool:
+        return True
+
+    def adjust(self, logits: Tensor) -> None:
+        self._logits[self.position] = logits.clone()
+        logits[self.answer[self.position]] = torch.inf
+
+    def logits(self) -> Tensor:
+        """[N, V] float32, one row for each token of the answer"""
+        return torch.stack([self._logits[position] for position in range(len(self.answer))])
+
+
+class RunningSequence(NamedTuple):
+    """The sequence that a request of the manager generates."""
+
+    stream: TokenStream
+    sequence: int
+
+
+class ContinuousBatchingEngine:
+    """One model, one thread that steps through the batch, one `TokenStream` a request."""
+
+    reason = None
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        eos_token_ids: Sequence[int],
+        kv_cache_tokens: int,
+        max_batch_tokens: int,
+        max_batch_requests: int,
+        prefix_caching: bool = True,
+        stall_seconds: float = math.inf,
+    ) -> None:
+        """Takes the memory of the KV cache and starts the thread.
+
+        prefix_caching: prompts that begin alike are computed once, where the model allows it.
+        stall_seconds: a step that takes longer never ends.
+
+        Raises ValueError (or what transformers raises) for a model that cannot be batched.
+        """
+        self._model = model
+        self._eos_token_ids = list(eos_token_ids)
+        self.max_sequences = max_batch_requests
+        self._running: dict[str, RunningSequence] = {}
+        self._states: dict[str, SamplingState] = {}
+        self._rows: list[SamplingState] = []
+        """States of the requests that get a token in the present step"""
+        self._watch = StallWatch(stall_seconds)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The event loop of the streams, since the first one"""
+
+        config = ContinuousBatchingConfig(
+            page_size=PAGE_SIZE,
+            num_blocks=math.ceil(kv_cache_tokens / PAGE_SIZE),
+            max_batch_tokens=max_batch_tokens,
+            max_requests_per_batch=max_batch_requests,
+            allow_block_sharing=prefix_caching,
+            per_request_processors=True,
+            # The engine keeps the rows of a step between two calls, which needs these two off.
+            use_cuda_graph=False,
+            use_async_batching=False,
+        )
+        self._manager = make_manager(
+            model,
+            GenerationConfig(do_sample=False, eos_token_id=self._eos_token_ids),
+            config,
+            StepSampler(self._begin_step, self._sample),
+        )
+        allocate_cache(self._manager)  # here, so that a failure is raised here
+        capacity = longest_sequence(self._manager)
+        text_config = model.config.get_text_config()
+        context = getattr(text_config, "max_position_embeddings", capacity)
+        self.max_length: int = min(capacity, context)
+        self.vocabulary: int = model.get_input_embeddings().weight.size(0)
+        install_oom_retry(self._manager)
+        wrap_step(self._manager, self._run_step)
+        self._manager.start()
+
+    def _run_step(self, step: Callable[[], None]) -> None:
+        with self._watch.step():
+            step()
+
+    def _begin_step(self, rows: Sequence[Row]) -> None:
+        self._rows = []
+        for request_id, tokens in rows:
+            state = self._states.get(request_id)
+            if state is not None:
+                state.advance(tokens)
+            self._rows.append(state or CANCELLED)
+
+    def _sample(self, logits: Tensor) -> None:
+        sample_into_logits(logits[: len(self._rows)], self._rows)
+
+    @property
+    def alive(self) -> bool:
+        stalled = self._watch.stalled(work_waits=bool(self._running))
+        return not stalled and not has_failed(self._manager)
+
+    def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
+        stream = TokenStream(len(params))
+        self._loop = asyncio.get_running_loop()
+        if not self._running and not self._watch.computing:
+            self._watch.moves()
+        try:
+            for index, each in enumerate(params):
+                self._add(prompt, each, stream, index)
+        except BaseException:
+            self.cancel(stream)
+            raise
+        return stream
+
+    def _add(
+        self, prompt: list[int], params: SamplingParams, stream: TokenStream, index: int
+    ) -> None:
+        request_id = f"{stream.id}-{index}"
+        self._running[request_id] = RunningSequence(stream, index)
+        self._states[request_id] = SamplingState(
+            params, prompt, self._eos_token_ids, stream.logprobs[index]
+        )
+        # Before the request is added, or its first tokens could be missed.
+        self._manager.register_result_handler(request_id, self._deliver)
+        accepted = self.alive and self._manager.add_request(
+            prompt,
+            request_id=request_id,
+            max_new_tokens=params.max_tokens,
+            streaming=True,
+            eos_token_id=params.end_tokens(self._eos_token_ids) or -1,
+        )
+        if not accepted:
+            raise Unavailable("The model stopped working and is being restarted.")
+
+    def cancel(self, stream: TokenStream, index: int | None = None) -> None:
+        for each in range(len(stream.counts)) if index is None else [index]:
+            request_id = f"{stream.id}-{each}"
+            if request_id in self._running:
+                self._manager.cancel_request(request_id)
+                self._forget(request_id)
+            stream.finish(each)
+
+    def run_check(self, sequences: Sequence[CheckSequence], chunk: int, *, seconds: float) -> None:
+        """Runs sequences through one batch, `chunk` tokens a pass. Blocks; for before it serves.
+
+        Raises RuntimeError when the batch fails, TimeoutError after so many seconds.
+        """
+        _, most_tokens = step_limits(self._manager)
+        set_step_limits(self._manager, tokens=min(chunk, most_tokens))
+        deadline = time.monotonic() + seconds
+        with self._manager.pause():  # or the first could finish before the last is added
+            for number, each in enumerate(sequences):
+                request_id = f"check-{number}"
+                self._states[request_id] = each
+                self._manager.add_request(
+                    each.prompt,
+                    request_id=request_id,
+                    max_new_tokens=len(each.answer),
+                    eos_token_id=-1,
+                )
+        with manager_log_muted(thread_of(self._manager)):  # errors are raised here
+            for _ in sequences:
+                self._await_result(deadline)
+        self._states.clear()
+        set_step_limits(self._manager, tokens=most_tokens)
+
+    def _await_result(self, deadline: float) -> None:
+        while (output := self._manager.get_result(timeout=0.1)) is None:
+            if not self.alive:
+                raise RuntimeError("the batch's thread ended")
+            if time.monotonic() > deadline:
+                raise TimeoutError("the batch came to no end")
+        if output.error is not None:
+            raise RuntimeError(output.error)
+
+    def discard(self) -> None:
+        """Stops an engine that failed or hangs. Its memory is free once nothing refers to it.
+
+        A thread in code that cannot be interrupted goes on until it is through, and ends then.
+        """
+        thread = thread_of(self._manager)
+        self._manager.stop(block=True, timeout=STOP_SECONDS, hard_stop=True)
+        if thread is not None and thread.is_alive():
+            interrupt(thread)
+            thread.join(STOP_SECONDS)
+            # Counted in `threads_left`, so that the end of the process does not wait for it.
+            WorkThread(target=thread.join, daemon=True).start()
+
+    def stop(self) -> None:
+        if not self.alive:
+            self._fail_all()  # first, as ending a thread that hangs takes seconds
+            self.discard()
+            return
+        # A hard stop fails the running requests, which `_deliver` passes on to their streams.
+        self._manager.stop(block=True, hard_stop=True)
+        self._manager.destroy()
+
+    def _fail_all(self) -> None:
+        def fail() -> None:
+            for stream, _ in list(self._running.values()):
+                stream.fail(Unavailable("The model stopped working and is being restarted."))
+                self.cancel(stream)
+
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(fail)
+
+    def _deliver(self, output: GenerationOutput) -> None:
+        running = self._running.get(output.request_id)
+        if running is None:
+            return
+        stream, index = running
+        # The output repeats every token so far.
+        stream.put(index, output.generated_tokens[stream.counts[index] :])
+        if output.error is not None:
+            logger.error("request %s failed: %s", output.request_id, output.error)
+            stream.fail(Unavailable("The model failed while it answered."))
+            self.cancel(stream)
+        elif output.is_finished():
+            self._forget(output.request_id)
+            stream.finish(index)
+
+    def _forget(self, request_id: str) -> None:
+        del self._running[request_id], self._states[request_id]
+        remove_handler(self._manager, request_id)
+
+
+def interrupt(thread: Thread) -> None:
+    """Raises SystemExit in a thread, as soon as it executes Python again."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+    )

@@ -1,0 +1,45 @@
+"""The interface for models of your own: subclass `Model`, list it in a `ModelSpec`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .device import Device
+
+
+class Model(ABC):
+    """One loaded model. Its methods for inference are its own; the registry needs only these."""
+
+    type: ClassVar[str]
+    """Its task, as `/v1/models` shows it: "chat", "embeddings", …"""
+
+    @property
+    def alive(self) -> bool:
+        """False when the model can no longer answer, for example because its thread died."""
+        return True
+
+    @property
+    def details(self) -> Mapping[str, str | None]:
+        """Fields for `/health`, named as those of `health.LoadedModel`."""
+        return {}
+
+    @abstractmethod
+    def unload(self) -> None:
+        """Frees what the model holds. Runs in a thread, so it may block."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that the service can load."""
+
+    id: str
+    """The name that clients use."""
+    model_class: type[Model]
+    load: Callable[[Device], Model]
+    """Runs in a thread, so it may read files and block. Its errors become a 503.
+
+    It holds `hub.LOADING` while it imports transformers.
+    """
+    aliases: tuple[str, ...] = ()
+    """Other names that clients may use, for example the folder of the weights."""
