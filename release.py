@@ -13,8 +13,10 @@ from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
-from infer_scaffold import fixes, git, history, moves
+from infer_scaffold import git
 from infer_scaffold.errors import UserError
+from infer_scaffold.fleet import fixes
+from infer_scaffold.project import history, moves
 
 ROOT = Path(__file__).parent
 INIT = ROOT / "src" / "infer_scaffold" / "__init__.py"

@@ -14,8 +14,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from infer_scaffold.check.model import Verdict
-from infer_scaffold.check.runner import Report, check
+from infer_scaffold.check.checker import Report, check
+from infer_scaffold.check.judgement import Verdict
 from infer_scaffold.checklist import PATTERNS
 
 RESULTS = Path(__file__).parent / "results" / "check.md"

@@ -17,8 +17,8 @@ from bench.serving.measure import say
 from bench.serving.peers import INFINITY_BF16, Peer, all_peers
 from bench.serving.processes import ROOT, Failed, free_port, serving
 from infer_scaffold.checklist import BY_CODE
-from infer_scaffold.probe.questions import QUESTIONS
-from infer_scaffold.probe.runner import Options, probe
+from infer_scaffold.probe.catalogue import QUESTIONS
+from infer_scaffold.probe.prober import Options, probe
 
 RESULTS = ROOT / "bench" / "results"
 MARKS = {"pass": "✓", "fail": "✗", "skip": "n/a"}

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from infer_scaffold import generate
+from infer_scaffold.project import generate
 
 RUNS = 5
 RESULT = Path(__file__).parent / "results" / "self-check.md"

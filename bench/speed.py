@@ -19,7 +19,8 @@ from pathlib import Path
 
 import transformers
 
-from infer_scaffold import generate, git, history
+from infer_scaffold import git
+from infer_scaffold.project import generate, history
 
 ROUNDS = 7
 FLEET = 200

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from infer_scaffold import generate, template
 from infer_scaffold.cli import main
+from infer_scaffold.project import generate, template
 from tests.server import Server
 
 

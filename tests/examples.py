@@ -3,7 +3,8 @@
 import shutil
 from pathlib import Path
 
-from infer_scaffold import __version__, generate, questions
+from infer_scaffold import __version__
+from infer_scaffold.project import generate, questions
 
 FOLDER = Path(__file__).parents[1] / "generated_examples"
 

@@ -21,8 +21,8 @@ import typer.main
 
 from infer_scaffold import cli
 from infer_scaffold.checklist import PATTERNS, Pattern
-from infer_scaffold.probe.questions import asked
-from infer_scaffold.questions import PRESETS
+from infer_scaffold.probe.catalogue import asked
+from infer_scaffold.project.questions import PRESETS
 from tests import svg
 
 ROOT = Path(__file__).parents[1]

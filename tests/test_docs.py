@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from infer_scaffold import cli, generate
+from infer_scaffold import cli
 from infer_scaffold.check import config
-from infer_scaffold.check.model import Profile
+from infer_scaffold.check.judgement import Profile
 from infer_scaffold.checklist import PAGES
-from infer_scaffold.probe.questions import QUESTIONS
-from infer_scaffold.questions import PRESETS
+from infer_scaffold.probe.catalogue import QUESTIONS
+from infer_scaffold.project import generate, template
+from infer_scaffold.project.questions import PRESETS, load
 from tests import reference
 from tests.conftest import Run
 
@@ -71,7 +72,8 @@ def test_every_flag(flag: str) -> None:
 
 
 def test_how_many_files_the_transcript_counts(tmp_path: Path) -> None:
-    files = generate.preview(tmp_path / "myserver", cli.QUESTIONS, {"devices": ["cpu"]})
+    questions = load(template.root())
+    files = generate.preview(tmp_path / "myserver", questions, {"devices": ["cpu"]})
 
     created = f"Created .demo/myserver ({len(files)} files, first commit on main)."
     assert f"\n{created}\n" in page("quick-start.md")
@@ -145,8 +147,10 @@ def test_every_module_of_the_tool_is_explained() -> None:
     rows = [line.split("|")[1] for line in table.splitlines()]
     named = {name for row in rows for name in re.findall(r"`([a-z_/.]+)`", row)}
     package = ROOT / "src" / "infer_scaffold"
-    modules = {file.name for file in package.glob("[a-z]*.py")}
-    assert named == modules | {f"{each.parent.name}/" for each in package.glob("*/__init__.py")}
+    modules = {file.relative_to(package).as_posix() for file in package.rglob("[a-z]*.py")}
+    folders = {f"{name.partition('/')[0]}/" for name in modules if "/" in name}
+    whole = named & folders
+    assert named == whole | {name for name in modules if not name.startswith(tuple(whole))}
 
 
 FIGURES = json.loads((ROOT / "bench" / "results" / "serving.json").read_text())["figures"]

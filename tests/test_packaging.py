@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from infer_scaffold import git, history
+from infer_scaffold import git
 from infer_scaffold.checklist import BY_CODE
+from infer_scaffold.project import history
 
 ROOT = Path(__file__).parents[1]
 CACHES = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
@@ -40,7 +41,7 @@ def test_the_sdist_holds_the_template(dist: Path) -> None:
         names = {name.partition("/")[2] for name in tar.getnames()}
 
     assert template_files() <= names
-    assert "src/infer_scaffold/_history.bundle" in names
+    assert "src/infer_scaffold/project/_history.bundle" in names
     assert {f"docs/patterns/{code}.md" for code in BY_CODE} <= names
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} <= names
     assert not [name for name in names if CACHES & {*Path(name).parts}]
@@ -54,7 +55,7 @@ def test_the_wheel_holds_the_template_and_nothing_besides_the_package(dist: Path
         names = set(wheel.namelist())
 
     assert {name.removeprefix(prefix) for name in names if prefix in name} == template_files()
-    assert "infer_scaffold/_history.bundle" in names
+    assert "infer_scaffold/project/_history.bundle" in names
     assert {f"infer_scaffold/_patterns/{code}.md" for code in BY_CODE} <= names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"infer_scaffold"}
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from infer_scaffold import fixes, git, history
+from infer_scaffold import git
 from infer_scaffold.checklist import BY_CODE, PATTERNS
 from infer_scaffold.errors import UserError
+from infer_scaffold.fleet import fixes
+from infer_scaffold.project import history
 from release import with_release
 from tests.update.conftest import files
 
@@ -62,7 +64,7 @@ def test_a_release(checkout: Path, tmp_path: Path) -> None:
     assert '__version__ = "90.2.0.dev0"' in git.output(checkout, "show", f"HEAD:{init}")
 
     # The tag and the history in the package name the same template.
-    bundle = checkout / "src" / "infer_scaffold" / "_history.bundle"
+    bundle = checkout / "src" / "infer_scaffold" / "project" / "_history.bundle"
     assert history.versions(bundle) == [*history.versions(), NEW]
     carried = history.unpack(NEW, tmp_path / "carried", bundle)
     git.output(tmp_path, "clone", "--quiet", "--branch=v90.1.0", str(checkout), "tagged")
@@ -71,12 +73,9 @@ def test_a_release(checkout: Path, tmp_path: Path) -> None:
 
     answers = "generated_examples/full/.copier-answers.yml"
     assert "_commit: v90.1.0\n" in git.output(checkout, "show", f"v90.1.0:{answers}")
+    recorded = git.output(checkout, "show", "v90.1.0:src/infer_scaffold/fleet/fixes.toml")
     assert fixes.UNRELEASED not in {
-        line.split('"')[1]
-        for line in git.output(checkout, "show", "v90.1.0:src/infer_scaffold/fixes.toml").split(
-            "\n"
-        )
-        if line.startswith("version")
+        line.split('"')[1] for line in recorded.split("\n") if line.startswith("version")
     }
     assert f"## [90.1.0] - {datetime.date.today()}" in (checkout / "CHANGELOG.md").read_text()
 

@@ -96,7 +96,7 @@ def endless(model: Path, folder: Path) -> Path:
 
 def render_project(endpoints: list[str]) -> Path:
     """A generated service with these endpoints, from the template as it is in this checkout."""
-    from infer_scaffold.generate import render
+    from infer_scaffold.project.generate import render
 
     folder = FOLDER / "projects" / "-".join(endpoints) / PACKAGE
     shutil.rmtree(folder, ignore_errors=True)

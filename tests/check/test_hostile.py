@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import pytest
 from pathspec import GitIgnoreSpec
 
-from infer_scaffold.check import runner
+from infer_scaffold.check import checker
 from infer_scaffold.check.exclude import Excluded
 from tests.check.test_check import SERVICE
 from tests.check.test_formats import sarif
@@ -145,7 +145,7 @@ def test_large_files_take_bounded_time_and_memory(text: str, service: Path) -> N
 
 
 def test_rules_that_do_not_end(service: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_LONGEST", 1)
+    monkeypatch.setattr(checker, "_LONGEST", 1)
     streams = "    r = StreamingResponse(g(), media_type='text/event-stream')\n" * 8_000
     (service / "streams.py").write_text(f"async def f():\n{streams}")
 
@@ -342,14 +342,14 @@ def test_odd_names_and_lines_are_shown_as_text(name: bytes, service: Path, run: 
 def test_a_file_that_goes_while_it_is_judged(
     service: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = runner.read
+    read = checker.read
 
     def read_and_delete(*arguments: object) -> object:
         source = read(*arguments)  # type: ignore[arg-type]
         (service / "main.py").unlink()
         return source
 
-    monkeypatch.setattr(runner, "read", read_and_delete)
+    monkeypatch.setattr(checker, "read", read_and_delete)
 
     outcome = run("check", str(service), "--select", "IS201")
 

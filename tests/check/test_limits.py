@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from infer_scaffold.check.checker import check
 from infer_scaffold.check.config import Config
-from infer_scaffold.check.model import Profile
-from infer_scaffold.check.runner import check
+from infer_scaffold.check.judgement import Profile
 from infer_scaffold.checklist import BY_CODE
 
 HEAD = """\

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from infer_scaffold import generate
+from infer_scaffold.check.checker import check
 from infer_scaffold.check.config import Config, load
-from infer_scaffold.check.model import Profile, Verdict
-from infer_scaffold.check.runner import check
+from infer_scaffold.check.judgement import Profile, Verdict
 from infer_scaffold.checklist import BY_CODE
+from infer_scaffold.project import generate
 from tests.template.test_matrix import CHOICES, subsets
 
 

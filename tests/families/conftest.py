@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from infer_scaffold import generate
+from infer_scaffold.project import generate
 from tests.conftest import builders
 
 

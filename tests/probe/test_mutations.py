@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from infer_scaffold.checklist import matching
-from infer_scaffold.probe.model import Answer, Verdict
-from infer_scaffold.probe.questions import QUESTIONS
-from infer_scaffold.probe.runner import Options, probe
+from infer_scaffold.probe.answers import Answer
+from infer_scaffold.probe.catalogue import QUESTIONS
+from infer_scaffold.probe.outcomes import Verdict
+from infer_scaffold.probe.prober import Options, probe
 from tests.conftest import Boot
 
 Change = Callable[[Path], None]

@@ -11,10 +11,10 @@ import pytest
 from openai import OpenAI
 
 from infer_scaffold.checklist import BY_CODE
-from infer_scaffold.probe import streaming, uploads
-from infer_scaffold.probe.model import Verdict
-from infer_scaffold.probe.runner import Options, probe
-from infer_scaffold.questions import Answers
+from infer_scaffold.probe import files, streams
+from infer_scaffold.probe.outcomes import Verdict
+from infer_scaffold.probe.prober import Options, probe
+from infer_scaffold.project.questions import Answers
 from tests.server import Server
 from tests.conftest import Boot
 from tests.template.test_matrix import CHOICES, subsets
@@ -40,10 +40,10 @@ ROUTES = {
 }
 
 
-STREAMS = {question.name for question in streaming.QUESTIONS} | {"chunk-schema", "tool-stream"}
+STREAMS = {question.name for question in streams.QUESTIONS} | {"chunk-schema", "tool-stream"}
 CHAT = STREAMS | {"chat-schema", "cut-off-calls", "context-overflow", "overload"}
 EMBEDDINGS = {"embeddings-schema", "embeddings-base64"}
-FILES = {question.name for question in uploads.QUESTIONS}
+FILES = {question.name for question in files.QUESTIONS}
 BOTH = {"free-loop", "validation", "no-json", "no-500", "unknown-model", "openai-python", "model"}
 BOTH |= {"content-type", "content-encoding"}
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from infer_scaffold import generate
-from infer_scaffold.questions import PRESETS
+from infer_scaffold.project import generate
+from infer_scaffold.project.questions import PRESETS
 from tests.examples import FOLDER, render_preset
 
 

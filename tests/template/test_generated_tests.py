@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infer_scaffold import generate
-from infer_scaffold.questions import PRESETS, Answers
+from infer_scaffold.project import generate
+from infer_scaffold.project.questions import Answers, PRESETS
 
 # Python imports a module of this name at its start, here in the tests and in the servers that
 # they start. What is refused is what a machine without a network refuses, only sooner.

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from infer_scaffold import template
+from infer_scaffold.project import template
 from tests.conftest import builders
 
 Schema = dict[str, Any]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infer_scaffold import generate, template
-from infer_scaffold.questions import PRESETS
+from infer_scaffold.project import generate, template
+from infer_scaffold.project.questions import PRESETS
 
 LAYERS = [["chat", "embeddings", "files"], ["engine"], ["models"], ["http"]]
 SHARED = ["threads", "background", "deadline"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infer_scaffold import generate, questions, template
-from infer_scaffold.questions import Answers
+from infer_scaffold.project import generate, questions, template
+from infer_scaffold.project.questions import Answers
 
 CHOICES = {question.name: question.choices for question in questions.load(template.root())}
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from infer_scaffold import generate
+from infer_scaffold.project import generate
 from tests.conftest import builders
 
 TEXTS = [

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infer_scaffold import generate
-from infer_scaffold.questions import PRESETS, Answers
+from infer_scaffold.project import generate
+from infer_scaffold.project.questions import Answers, PRESETS
 from tests.examples import FOLDER
 from tests.template.test_boot import name_of
 from tests.template.test_matrix import CHOICES, subsets

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from infer_scaffold import generate, git, history, template
-from infer_scaffold.moves import is_imported
+from infer_scaffold import git
+from infer_scaffold.project import generate, history, template
+from infer_scaffold.project.moves import is_imported
 from tests.update import moving
 from tests.update.edits import PACKAGE, change
 

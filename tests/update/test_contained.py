@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from infer_scaffold import git, history, update
+from infer_scaffold import git
+from infer_scaffold.project import history, updating
 from tests.conftest import Run
 from tests.update.conftest import LATER, NEXT, Render, commit
 from tests.update.edits import EDITS, PACKAGE, Edit, change
@@ -196,7 +197,7 @@ def test_a_package_that_is_gone(render: Render, look: Look, tmp_path: Path) -> N
 def test_an_update_that_follows_the_package(project: Path, render: Render, look: Look) -> None:
     git.output(project, "mv", f"src/{PACKAGE}", "src/acme")
     commit(project)
-    with update.prepare(project, [], {}) as prepared:
+    with updating.prepare(project, [], {}) as prepared:
         assert prepared is not None
         prepared.apply()
     gets_fixes = (project / "src" / "acme" / "models" / "hub.py").exists() or (

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from infer_scaffold import fixes, history, report
-from infer_scaffold import fleet as fleet_of
-from infer_scaffold.rendering import Renderer
+from infer_scaffold.fleet import fixes, report, survey
+from infer_scaffold.project import history
+from infer_scaffold.project.rendering import Renderer
 from tests.conftest import Run
 from tests.update.conftest import LATER, NEXT, Render
 from tests.update.edits import PACKAGE, changed_settings, crlf_files, deleted_files, own_router
@@ -107,7 +107,7 @@ def test_text(fleet: Path, run: Run) -> None:
 
 def test_the_core(moved_render: Render, tmp_path: Path) -> None:
     def look() -> tuple[object, str, str]:
-        services = fleet_of.survey([service])
+        services = survey.survey([service])
         assert services[0].error == ""
         (data,) = json.loads(report.to_json(services, LATER))["services"]
         page = report.to_html(services, LATER, datetime.date.today())

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from infer_scaffold import generate, git, history, update
+from infer_scaffold import git
 from infer_scaffold.errors import UserError
-from infer_scaffold.merge import Clash
-from infer_scaffold.update import Kind
+from infer_scaffold.project import generate, history, updating
+from infer_scaffold.project.merge import Clash
+from infer_scaffold.project.updating import Kind
 from tests.conftest import Run
 from tests.update.conftest import NEXT, OWNED, Render, commit, files, render_wanted
 from tests.update.edits import PACKAGE, Edit, change, changed_settings, everything, own_router
@@ -67,10 +68,10 @@ def make(
     return project
 
 
-def run_update(project: Path, to: Version | None = None) -> update.Update:
+def run_update(project: Path, to: Version | None = None) -> updating.Update:
     """Update a project; what is announced for its files is what happens to them."""
     before = files(project)
-    with update.prepare(project, [], {}, to=str(to) if to else None) as prepared:
+    with updating.prepare(project, [], {}, to=str(to) if to else None) as prepared:
         assert prepared is not None
         prepared.apply()
     after = files(project)
@@ -87,11 +88,11 @@ def run_update(project: Path, to: Version | None = None) -> update.Update:
     return prepared
 
 
-def conflicts(prepared: update.Update) -> set[str]:
+def conflicts(prepared: updating.Update) -> set[str]:
     return set(prepared.of(Kind.CONFLICT))
 
 
-def clash(prepared: update.Update, path: str) -> Clash | None:
+def clash(prepared: updating.Update, path: str) -> Clash | None:
     (found,) = [each for each in prepared.changes if each.path == path]
     return found.clash
 
@@ -440,7 +441,7 @@ def test_a_service_that_moved_into_a_folder_of_its_repository(
     (project / "README.md").write_text("All services\n")
     commit(project)
 
-    with update.prepare(project / "services" / "größe", [], {}) as prepared:
+    with updating.prepare(project / "services" / "größe", [], {}) as prepared:
         assert prepared is not None
         prepared.apply()
 
@@ -794,7 +795,7 @@ def test_a_project_that_its_repository_ignores(render: Render, tmp_path: Path, r
     new = generate.new(tmp_path / "out" / "server", [], {"endpoints": ["health"]})
     assert new.committed
     with pytest.raises(UserError, match="is not committed to"):
-        update.prepare(project, [], {}).__enter__()
+        updating.prepare(project, [], {}).__enter__()
 
 
 # Places that are taken.
@@ -858,7 +859,7 @@ def test_a_commit_while_the_update_is_worked_out_is_not_reverted(
     render: Render, tmp_path: Path
 ) -> None:
     project = make(render, tmp_path / "project")
-    with update.prepare(project, [], {}) as prepared:
+    with updating.prepare(project, [], {}) as prepared:
         assert prepared is not None
         append("README.md", b"later\n")(project)
         (project / "ours.py").touch()
@@ -1082,7 +1083,8 @@ def test_a_kill_while_the_files_are_written_leaves_it_updated(
     fake.chmod(0o755)
     script = (
         "import sys, pathlib\n"
-        "from infer_scaffold import cli, history\n"
+        "from infer_scaffold import cli\n"
+        "from infer_scaffold.project import history\n"
         f"history.BUNDLE = pathlib.Path({str(templates / 'bundle')!r})\n"
         f"sys.argv = ['infer-scaffold', 'update', {str(project)!r}]\n"
         "cli.main()\n"

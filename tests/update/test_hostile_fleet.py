@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from infer_scaffold import fleet, history
+from infer_scaffold.fleet import survey
+from infer_scaffold.project import history
 from tests.check.test_hostile import HARD_TO_PARSE, NO_FILES, NO_PYTHON
 from tests.conftest import Run
 from tests.hostile import run_bounded
@@ -142,23 +143,23 @@ def test_settings_of_a_service(good: Path, render: Render) -> None:
 def test_a_process_that_ends(
     good: Path, render: Render, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(fleet._FEW):
+    for number in range(survey._FEW):
         render(good.parent / f"s{number}", NEWEST, project_name=f"s{number}")
-    look = fleet._look
+    look = survey._look
 
     def killed(*arguments: object) -> object:
         if str(arguments[1]).endswith("s3"):
             os.kill(os.getpid(), signal.SIGKILL)
         return look(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fleet, "_look", killed)
-    killed.__module__, killed.__qualname__ = fleet.__name__, "_look"
+    monkeypatch.setattr(survey, "_look", killed)
+    killed.__module__, killed.__qualname__ = survey.__name__, "_look"
 
     services = json.loads(run("status", str(good.parent), "--format", "json").out)["services"]
 
     assert [each["path"][-2:] for each in services if each["error"]] == ["s3"]
     assert "the process that judged it ended" in services[0]["error"]
-    assert len(services) == fleet._FEW + 1
+    assert len(services) == survey._FEW + 1
 
 
 def test_another_template(good: Path, render: Render, run: Run) -> None:

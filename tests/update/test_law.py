@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from infer_scaffold import git, history, questions, template, update
-from infer_scaffold.update import Kind
+from infer_scaffold import git
+from infer_scaffold.project import history, questions, template, updating
+from infer_scaffold.project.updating import Kind
 from tests.update.conftest import NEXT, Render, commit, files, render_wanted
 from tests.update.edits import EDITS, Edit, change
 
@@ -24,7 +25,7 @@ def test_law(version: Version, edit: Edit, render: Render, tmp_path: Path) -> No
     wanted = render_wanted(render, tmp_path / "wanted", version)
     edit(wanted)
 
-    with update.prepare(project, [], {}) as prepared:
+    with updating.prepare(project, [], {}) as prepared:
         assert prepared is not None
         prepared.apply()
     assert prepared.of(Kind.CONFLICT) == []
@@ -39,13 +40,13 @@ def test_endpoints_that_were_switched_off_stay_off(
     project = render(tmp_path / "project", version)
     git.make_repository(project, "Generate")
     answers = {"endpoints": ["chat", "health"], "devices": ["cpu"]}
-    with update.prepare(project, [], answers, to=str(version)) as prepared:
+    with updating.prepare(project, [], answers, to=str(version)) as prepared:
         assert prepared is not None
         prepared.apply()
     commit(project)
     assert_same(project, render(tmp_path / "reduced", version, **answers))
 
-    with update.prepare(project, [], {}) as prepared:
+    with updating.prepare(project, [], {}) as prepared:
         assert prepared is not None
         prepared.apply()
     assert_same(project, render_wanted(render, tmp_path / "wanted", version, **answers))
@@ -56,7 +57,7 @@ def test_endpoints_come_and_go_while_the_version_rises(render: Render, tmp_path:
     git.make_repository(project, "Generate")
     answers = {"endpoints": ["chat", "files"]}
 
-    with update.prepare(project, [], answers) as prepared:
+    with updating.prepare(project, [], answers) as prepared:
         assert prepared is not None
         prepared.apply()
     # A question that is asked for the first time gets today's default.
@@ -88,7 +89,7 @@ def test_a_local_fix_that_the_template_makes_too(
     (project / package / old).write_bytes((wanted / package / new).read_bytes())
     commit(project)
 
-    with update.prepare(project, [], {}) as prepared:
+    with updating.prepare(project, [], {}) as prepared:
         assert prepared is not None
         prepared.apply()
     assert_same(project, wanted)
@@ -109,7 +110,7 @@ def test_a_line_that_both_changed_is_marked_and_both_sides_survive(
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(history, "BUNDLE", bundle)
-        with update.prepare(project, [], {}) as prepared:
+        with updating.prepare(project, [], {}) as prepared:
             assert prepared is not None
             prepared.apply()
 

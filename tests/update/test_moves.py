@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from infer_scaffold import git, history, moves, update
-from infer_scaffold.merge import Clash
-from infer_scaffold.update import Kind
+from infer_scaffold import git
+from infer_scaffold.project import history, moves, updating
+from infer_scaffold.project.merge import Clash
+from infer_scaffold.project.updating import Kind
 from tests.conftest import Run
 from tests.update.conftest import LATER, NEXT, Render, commit, files, render_wanted
 from tests.update.edits import PACKAGE, Edit, own_router
@@ -38,7 +39,7 @@ def _rendered_once(render: Render, moved_bundle: Path, monkeypatch: pytest.Monke
         shutil.copytree(source, temporary / f"{name}-template")
         render(temporary / name, version, updating=True, **answers)
 
-    monkeypatch.setattr(update, "_render", copy)
+    monkeypatch.setattr(updating, "_render", copy)
 
 
 Places = Callable[[Path, Version], dict[str, str]]
@@ -263,7 +264,7 @@ def test_a_service_in_a_folder_of_a_larger_repository(
     git.make_repository(mono, "Everything")
     untouched = files(other)
 
-    with update.prepare(project, [], {}, to=str(NEXT)) as prepared:
+    with updating.prepare(project, [], {}, to=str(NEXT)) as prepared:
         assert prepared is not None
         prepared.apply()
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from infer_scaffold import git, history, update
-from infer_scaffold.update import Kind
+from infer_scaffold import git
+from infer_scaffold.project import history, updating
+from infer_scaffold.project.updating import Kind
 from tests.update.conftest import LATER, NEXT, Render
 
 BUNDLE = Path(__file__).with_name("project-0.1.0.bundle")
@@ -35,7 +36,7 @@ def test_the_team_loses_nothing_and_the_service_works(version: object, old_proje
     before = {name: (old_project / name).read_bytes() for name in own}
     assert "src/myserver/routers/echo.py" in before
 
-    with update.prepare(old_project, [], {}, to=str(version)) as prepared:
+    with updating.prepare(old_project, [], {}, to=str(version)) as prepared:
         assert prepared is not None
         prepared.apply()
 

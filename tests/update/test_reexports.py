@@ -11,8 +11,9 @@ from typing import Any
 import jinja2
 import pytest
 
-from infer_scaffold import git, moves, template
-from infer_scaffold.update import Kind
+from infer_scaffold import git
+from infer_scaffold.project import moves, template
+from infer_scaffold.project.updating import Kind
 from tests.conftest import Run
 from tests.update.conftest import LATER, NEXT, Render, commit, files, render_wanted
 from tests.update.edits import PACKAGE, change, own_router

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infer_scaffold import git, history, template
+from infer_scaffold import git
+from infer_scaffold.project import history, template
 from tests.conftest import Run
 from tests.update.conftest import Render, commit, files, render_wanted
 from tests.update.edits import PACKAGE, change, own_router
@@ -279,7 +280,8 @@ def start_update(project: Path, templates: Path, *, stop: str) -> "subprocess.Po
     """Start an update in a process of its own that waits at a step."""
     script = (
         "import signal, sys, time, pathlib\n"
-        "from infer_scaffold import cli, history, update\n"
+        "from infer_scaffold import cli\n"
+        "from infer_scaffold.project import history, updating\n"
         # A shell starts what runs in the background with SIGINT ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"history.BUNDLE = pathlib.Path({str(templates / 'bundle')!r})\n"
@@ -322,7 +324,8 @@ def test_an_update_that_is_killed_at_any_moment(
 ) -> None:
     script = (
         "import sys, pathlib\n"
-        "from infer_scaffold import cli, history\n"
+        "from infer_scaffold import cli\n"
+        "from infer_scaffold.project import history\n"
         f"history.BUNDLE = pathlib.Path({str(templates / 'bundle')!r})\n"
         f"sys.argv = ['infer-scaffold', 'update', {str(project)!r}]\n"
         "cli.main()\n"

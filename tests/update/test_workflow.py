@@ -14,7 +14,8 @@ from tests.update.edits import change
 
 # The releases that the tests invent are not in the package.
 SCRIPT = (
-    "import os, pathlib; from infer_scaffold import cli, history; "
+    "import os, pathlib; from infer_scaffold import cli; "
+    "from infer_scaffold.project import history; "
     "history.BUNDLE = pathlib.Path(os.environ['BUNDLE']); cli.main()"
 )
 FILE = Path(__file__).parents[2] / "template" / ".github" / "workflows" / "update.yml"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infer_scaffold import reading
-from infer_scaffold.check.model import Finding
+from infer_scaffold.check.judgement import Finding
 from infer_scaffold.errors import UserError
 
 BASELINE_FILE = ".infer-scaffold-baseline.json"

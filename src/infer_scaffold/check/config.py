@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infer_scaffold.check.model import Profile
+from infer_scaffold.check.judgement import Profile
 from infer_scaffold.checklist import BY_CODE, matching
 from infer_scaffold.errors import UserError
 from infer_scaffold.reading import Unreadable, content, reason

@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 from infer_scaffold import __version__
 from infer_scaffold.check import accepted
-from infer_scaffold.check.model import Finding, Judgement
-from infer_scaffold.check.output import shown
-from infer_scaffold.check.runner import Report
+from infer_scaffold.check.checker import Report
+from infer_scaffold.check.formats import shown
+from infer_scaffold.check.judgement import Finding, Judgement
 from infer_scaffold.checklist import PAGES, Pattern, Severity
 
 _LEVELS = {Severity.HIGH: "error", Severity.MEDIUM: "warning", Severity.LOW: "note"}

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import httpx2
 
-from infer_scaffold.probe.model import Question, Skip, Unmet
+from infer_scaffold.probe.answers import Question
+from infer_scaffold.probe.outcomes import Skip, Unmet
 from infer_scaffold.probe.target import Target
 
 # Seconds of silence that a connection has to outlast: nginx and AWS's load balancers keep theirs

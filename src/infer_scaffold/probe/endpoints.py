@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from infer_scaffold.probe import envelope
-from infer_scaffold.probe.model import Question, Skip
+from infer_scaffold.probe.answers import Question
+from infer_scaffold.probe.outcomes import Skip
 from infer_scaffold.probe.target import TELL_STORY, Reply, Target, describe
 
 _BUSY = 4  # streams while health is asked

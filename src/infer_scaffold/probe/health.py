@@ -6,7 +6,8 @@ from typing import Any
 from urllib.parse import quote
 
 from infer_scaffold.probe import envelope
-from infer_scaffold.probe.model import Question, Skip
+from infer_scaffold.probe.answers import Question
+from infer_scaffold.probe.outcomes import Skip
 from infer_scaffold.probe.target import Reply, Target
 
 HEALTH = ("/health", "/healthz", "/v1/health", "/api/health", "/status")

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from infer_scaffold.probe.model import Question, Skip, Unmet
+from infer_scaffold.probe.answers import Question
+from infer_scaffold.probe.outcomes import Skip, Unmet
 from infer_scaffold.probe.target import Reply, Target, short
 
 _PARTS = 2e-2  # how far a text's embedding in a batch may be from that alone

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 
 from infer_scaffold.probe import sse
-from infer_scaffold.probe.model import Skip, Unmet
+from infer_scaffold.probe.outcomes import Skip, Unmet
 
 _SHOWN = 300  # characters of a body
 _MOST = 10_000_000  # bytes of an answer

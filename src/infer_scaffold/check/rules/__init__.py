@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from infer_scaffold.check.model import Finding, Profile, Verdict
-from infer_scaffold.check.rules import endpoints, lifecycle, openai, streaming, structure, uploads
+from infer_scaffold.check.judgement import Finding, Profile, Verdict
+from infer_scaffold.check.rules import handlers, lifecycle, openai, streaming, structure, uploads
 from infer_scaffold.check.service import Service
 
 Rule = Callable[[Service, Profile], tuple[Verdict, list[Finding]]]
@@ -11,9 +11,9 @@ Rule = Callable[[Service, Profile], tuple[Verdict, list[Finding]]]
 RULES: dict[str, Rule] = {
     "IS101": lifecycle.lifespan,
     "IS102": lifecycle.background_tasks,
-    "IS201": endpoints.async_routes,
-    "IS202": endpoints.pydantic_models,
-    "IS203": endpoints.status_codes,
+    "IS201": handlers.async_routes,
+    "IS202": handlers.pydantic_models,
+    "IS203": handlers.status_codes,
     "IS301": streaming.headers,
     "IS302": streaming.framing,
     "IS303": streaming.event_loop_yield,

@@ -3,7 +3,7 @@
 import ast
 import re
 
-from infer_scaffold.check.model import Confidence, Finding, Verdict
+from infer_scaffold.check.judgement import Confidence, Finding, Verdict
 from infer_scaffold.check.service import argument
 from infer_scaffold.check.source import Module
 

@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Iterator
 
-from infer_scaffold.check.model import Finding, Profile, Verdict
+from infer_scaffold.check.judgement import Finding, Profile, Verdict
 from infer_scaffold.check.rules._finding import at
 from infer_scaffold.check.service import Service, argument
 from infer_scaffold.check.source import Definition, Module, body_nodes

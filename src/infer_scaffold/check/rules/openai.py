@@ -2,7 +2,7 @@
 
 import ast
 
-from infer_scaffold.check.model import Confidence, Finding, Profile, Verdict
+from infer_scaffold.check.judgement import Confidence, Finding, Profile, Verdict
 from infer_scaffold.check.rules._finding import at
 from infer_scaffold.check.service import Service
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from infer_scaffold.check.model import Confidence, Finding, Profile, Verdict
+from infer_scaffold.check.judgement import Confidence, Finding, Profile, Verdict
 from infer_scaffold.check.rules._finding import at, graded
 from infer_scaffold.check.service import Service, argument
 from infer_scaffold.check.source import Module, text_of

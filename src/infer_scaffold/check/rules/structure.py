@@ -3,7 +3,7 @@
 import ast
 import re
 
-from infer_scaffold.check.model import Finding, Profile, Verdict
+from infer_scaffold.check.judgement import Finding, Profile, Verdict
 from infer_scaffold.check.rules._finding import at
 from infer_scaffold.check.service import Route, Service
 

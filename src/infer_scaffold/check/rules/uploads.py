@@ -3,7 +3,7 @@
 import ast
 import re
 
-from infer_scaffold.check.model import Confidence, Finding, Profile, Verdict
+from infer_scaffold.check.judgement import Confidence, Finding, Profile, Verdict
 from infer_scaffold.check.rules._finding import at, statuses
 from infer_scaffold.check.service import Route, Service
 from infer_scaffold.check.source import Function, body_nodes
