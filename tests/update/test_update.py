@@ -285,11 +285,11 @@ def start_update(project: Path, templates: Path, *, stop: str) -> "subprocess.Po
         # A shell starts what runs in the background with SIGINT ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"history.BUNDLE = pathlib.Path({str(templates / 'bundle')!r})\n"
-        f"real = update.{stop}\n"
+        f"real = updating.{stop}\n"
         "def slow(*arguments):\n"
         "    print('there', flush=True)\n"
         "    time.sleep(60)\n"
-        f"update.{stop} = slow\n"
+        f"updating.{stop} = slow\n"
         f"sys.argv = ['infer-scaffold', 'update', {str(project)!r}]\n"
         "cli.main()\n"
     )
