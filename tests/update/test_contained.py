@@ -138,8 +138,9 @@ def test_some_files_that_are_older(render: Render, look: Look, run: Run, tmp_pat
     old, project = render(tmp_path / "old", RELEASED[-1]), render(tmp_path / "service")
     name = next(
         path.relative_to(old)
-        for path in sorted(old.rglob(f"src/{PACKAGE}/routers/*.py"))
-        if path.read_bytes() != (project / path.relative_to(old)).read_bytes()
+        for path in sorted((old / "src").rglob("*.py"))
+        if (project / path.relative_to(old)).exists()
+        and path.read_bytes() != (project / path.relative_to(old)).read_bytes()
     )
     shutil.copy(old / name, project / name)
 
