@@ -124,6 +124,49 @@ def documents() -> None:
     refused(openai.LengthFinishReasonError, parse, **HELLO, response_format=Weather)
 
 
+def responses() -> None:
+    asked: Any = {"model": "tiny-chat", "instructions": "be brief", "input": "hello"}
+    short = asked | {"max_output_tokens": 8, "temperature": 0}
+    answer = strict.responses.create(**short)
+    assert answer.status == "incomplete"
+    assert answer.incomplete_details.reason == "max_output_tokens"
+    assert answer.output_text and answer.usage.output_tokens == 8
+    *events, last = strict.responses.create(**short, stream=True)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == last.response.output_text == answer.output_text
+    assert last.response.usage == answer.usage
+
+    sampled = asked | {"temperature": 1, "extra_body": {"seed": 1}}
+    parsed = strict.responses.parse(**sampled, text_format=Weather)
+    assert isinstance(parsed.output_parsed, Weather)
+    with strict.responses.stream(**sampled, text_format=Weather) as stream:
+        assert stream.get_final_response().output_parsed == parsed.output_parsed
+
+    refused(openai.BadRequestError, strict.responses.create, **short, store=True)
+
+
+def response_tools() -> None:
+    """A loop of calls and results, which sends the items of each response back."""
+    tool = openai.pydantic_function_tool(Weather, name="get_weather")["function"]
+    asked: Any = {"model": "tiny-chat", "tools": [{"type": "function", **tool}]}
+    asked |= {"parallel_tool_calls": False, "temperature": 1, "extra_body": {"seed": 1}}
+    items: list[Any] = [{"role": "user", "content": "hello"}]
+    whole = strict.responses.create(**asked, input=items, tool_choice="required")
+    with strict.responses.stream(**asked, input=items, tool_choice="required") as stream:
+        events = list(stream)
+        (call,) = stream.get_final_response().output
+    assert call.name == "get_weather" and call.arguments == whole.output[0].arguments
+    kind = "response.function_call_arguments.delta"
+    deltas = [event.delta for event in events if event.type == kind]
+    assert len(deltas) > 6 and "".join(deltas) == call.arguments
+    items += whole.output
+    call_id = whole.output[0].call_id
+    items.append({"type": "function_call_output", "call_id": call_id, "output": "sunny"})
+    again = strict.responses.create(**asked, input=items, max_output_tokens=8)
+    assert again.usage.input_tokens > whole.usage.input_tokens
+
+
 def embeddings() -> None:
     asked: Any = {"model": "tiny-embeddings", "input": ["hello world", "a"]}
     numbers = strict.embeddings.create(**asked, encoding_format="float").data
@@ -201,6 +244,7 @@ def refused(kind: type[Exception], call: Callable[..., object], *given: Any, **n
 
 
 print("openai", openai.__version__.partition(".")[0])
-for step in models, chat, tools, history, documents, embeddings, files, completions, errors:
+steps = [models, chat, tools, history, documents, responses, response_tools, embeddings, files]
+for step in [*steps, completions, errors]:
     step()
     print(step.__name__)

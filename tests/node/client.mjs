@@ -91,6 +91,30 @@ const steps = {
     assert.equal(again.message.tool_calls.length, 1);
   },
 
+  async responses() {
+    const asked = { model: "tiny-chat", input: "hello", max_output_tokens: 8, temperature: 0 };
+    const answer = await api.responses.create(asked);
+    assert.equal(answer.status, "incomplete");
+    assert.equal(answer.usage.output_tokens, 8);
+    let text = "";
+    let last;
+    for await (const event of await api.responses.create({ ...asked, stream: true })) {
+      if (event.type === "response.output_text.delta") text += event.delta;
+      last = event;
+    }
+    assert.equal(last.type, "response.incomplete");
+    assert.equal(text, answer.output_text);
+    assert.deepEqual(last.response.usage, answer.usage);
+
+    const [{ function: tool }] = call.tools;
+    const tools = [{ type: "function", strict: false, ...tool }];
+    const must = { tools, tool_choice: "required", parallel_tool_calls: false, seed: 1 };
+    const stream = api.responses.stream({ model: "tiny-chat", input: "hello", ...must });
+    const { output } = await stream.finalResponse();
+    assert.deepEqual(output.map((item) => item.name), ["get_weather"]);
+    assert.deepEqual(Object.keys(JSON.parse(output[0].arguments)), ["place", "unit"]);
+  },
+
   async embeddings() {
     const input = ["hello world", "a"];
     const create = (format) =>

@@ -10,8 +10,10 @@ from tests.conftest import Boot
 KEY = "sk-tests"
 TESTS = Path(__file__).parents[1]
 OLDER = TESTS / "clients" / ".venv" / "bin" / "python"
-PYTHON = "models chat tools history documents embeddings files completions errors"
-NODE = "models chat tools history embeddings files errors"
+PYTHON = (
+    "models chat tools history documents responses response_tools embeddings files completions errors"
+)
+NODE = "models chat tools history responses embeddings files errors"
 
 
 # One test and not one for each client, as every process of the service costs seconds.

@@ -16,7 +16,7 @@ from openai.types.chat.chat_completion_chunk import (
 
 from ..serving.chat.chat_model import Generation
 from ..serving.chat.output_parser import Chunk
-from ..serving.http.errors import envelope_for, internal_error
+from ..serving.http.errors import ErrorEnvelope, envelope_for, internal_error
 from ..serving.http.logs import request_id_var
 from ..serving.http.sse import DONE, event
 from ..serving.models.error_responses import from_model_error
@@ -55,10 +55,15 @@ async def stream_chat(
 
 def failure(error: Exception) -> bytes:
     """The last event of a stream that fails."""
+    return event(envelope_of_failure(error))
+
+
+def envelope_of_failure(error: Exception) -> ErrorEnvelope:
+    """The error as clients see it. What is none of theirs is logged."""
     if isinstance(error, ModelError):
-        return event(envelope_for(from_model_error(error)))
+        return envelope_for(from_model_error(error))
     logger.error("the stream failed", exc_info=error)
-    return event(envelope_for(internal_error(request_id_var.get() or "unknown")))
+    return envelope_for(internal_error(request_id_var.get() or "unknown"))
 
 
 def choices_of(chunk: Chunk) -> list[Choice]:
