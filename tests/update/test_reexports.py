@@ -125,12 +125,14 @@ def test_an_older_project_keeps_its_imports(render: Render, tmp_path: Path, run:
     assert "Nothing to do" in run("update", str(project)).out
 
 
-# Functions of the template's own code that have another name now, or that `__all__` leaves out.
+# What the template's own code alone used, and has under another name now, not at all, or not in
+# `__all__`.
 INTERNAL = {
     *("choose", "choose_filtered", "choose_plain", "mark_choices", "limit_process", "nearest"),
     *("make_rehearsals", "obstacle", "prove", "proven_engine", "sample_tokens"),
     *("collector_paused", "drop_locals", "form_of", "generated_tokens", "shutting_down"),
     *("structure", "without_repetition"),
+    *("Pooling", "pooling_mode", "read_pooling"),
 }
 # The imports of the README's example, of custom.py and of routers of owners' own.
 DOCUMENTED = """

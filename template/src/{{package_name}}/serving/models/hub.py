@@ -1,6 +1,7 @@
 """The files of a model: in a folder of this machine, or from the hub."""
 
 import errno
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,11 +46,22 @@ def fetch_model(source: str, setting: str) -> Path:
 
 def missing_part(folder: Path) -> str | None:
     """The first necessary part that the folder of a model lacks; None if it is complete."""
+    folder = transformer_folder(folder)
     if not (folder / "config.json").is_file():
         return "config.json"
     if not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
         return "weights (*.safetensors)"
     return None
+
+
+def transformer_folder(folder: Path) -> Path:
+    """The folder of configuration and weights: one below the model's own where sentence-transformers
+    has a folder for each module, as its older versions have.
+    """
+    modules = folder / "modules.json"
+    listed = json.loads(modules.read_text("utf-8")) if modules.is_file() else []
+    path: str = listed[0]["path"] if listed else ""
+    return folder / path
 
 
 def download(hub_id: str, setting: str) -> Path:
