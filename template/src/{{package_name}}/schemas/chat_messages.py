@@ -65,6 +65,9 @@ class ChatMessage(BaseModel):
         None, description="Text, or text parts"
     )
     refusal: Text | None = Field(None, description="Of the assistant: text of a refusal")
+    reasoning_content: Text | None = Field(
+        None, description="Of the assistant: its thought; many templates leave it out"
+    )
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = Field(
         None, description="Of the assistant: the calls that it made"
     )
@@ -86,6 +89,8 @@ class ChatMessage(BaseModel):
             text = "".join(part.said or "" for part in text)
         role = "system" if self.role == "developer" else self.role
         message = {**(self.model_extra or {}), "role": role, "content": text}
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
         if self.tool_calls:
             message["tool_calls"] = [
                 {

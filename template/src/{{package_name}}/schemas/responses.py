@@ -25,9 +25,9 @@ from pydantic import (
     StrictBool,
     StrictInt,
     Tag,
+    TypeAdapter,
     model_validator,
 )
-from pydantic_core import to_json
 
 from ..serving.chat.options import ChatOptions, OutputFormat
 from ..serving.chat.prompt import ChatPrompt
@@ -39,6 +39,8 @@ from .chat_messages import ChatMessage, ContentPart, FunctionCall, ToolCall
 from .generation import HINTS, UNSUPPORTED, GenerationRequest, at_most
 
 # Lists fail fast: an error for each of a million bad items would hold up the event loop.
+
+ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -124,7 +126,7 @@ def check_echo(value: Any) -> Any:
     for _ in range(ECHO_DEPTH):
         nested = [nested]
     try:
-        to_json(nested)
+        ANYTHING.dump_json(nested)
     except ValueError as error:
         raise ValueError("is not valid Unicode or nested too deeply") from error
     return value

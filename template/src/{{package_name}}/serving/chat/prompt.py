@@ -1,13 +1,17 @@
 """From a conversation to the prompt's tokens, by the model's own chat template."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..models.model_errors import ContextExceeded, InvalidInput, Unavailable
-from .tool_calls import ToolLayout, read_layout
+from .thinking import Opening, ThinkingFormat, find_thinking, opening_inside, opening_of
+from .tool_formats import ToolLayout, calling, read_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -19,6 +23,9 @@ PROBE_TOOL = {
     "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
 }
 
+
+TAIL = 64
+"""Tokens at the end of a prompt that may hold the beginning of a thought"""
 
 PROTECTED = frozenset(
     (
@@ -87,21 +94,59 @@ class TextPrompt:
         return len(self.given) // 4 if isinstance(self.given, str) else len(self.given)
 
 
-def with_objects(conversation: ChatPrompt) -> ChatPrompt:
-    """The conversation with arguments of calls as objects, over which some templates iterate."""
+def with_arguments(conversation: ChatPrompt, change: Callable[[Any], Any]) -> ChatPrompt:
+    """The conversation with the arguments of its calls in another form."""
     messages = [dict(message) for message in conversation.messages]
     for message in messages:
         if calls := message.get("tool_calls"):
             message["tool_calls"] = [
-                call | {"function": call["function"] | {"arguments": as_object(call)}}
+                call
+                | {
+                    "function": call["function"]
+                    | {"arguments": change(call["function"]["arguments"])}
+                }
                 for call in calls
             ]
     return replace(conversation, messages=messages)
 
 
-def as_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    arguments = call["function"]["arguments"]
+def as_object(arguments: Any) -> Any:
     return {"raw": arguments} if isinstance(arguments, str) else arguments
+
+
+def as_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def with_short_ids(conversation: ChatPrompt) -> ChatPrompt:
+    """The conversation with ids of calls of nine letters and digits, each in all of its places."""
+    messages = [dict(message) for message in conversation.messages]
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [call | {"id": short_id(call["id"])} for call in calls]
+        if "tool_call_id" in message:
+            message["tool_call_id"] = short_id(message["tool_call_id"])
+    return replace(conversation, messages=messages)
+
+
+def short_id(id_: str) -> str:
+    if re.fullmatch("[A-Za-z0-9]{9}", id_):
+        return id_
+    return hashlib.sha256(id_.encode()).hexdigest()[:9]
+
+
+def variants(conversation: ChatPrompt, *, texts: bool) -> Iterator[ChatPrompt]:
+    """The conversation as it is, then in the forms that some templates want.
+
+    Some iterate over arguments, DeepSeek's append them to a text, Mistral's refuse longer ids.
+
+    texts: the template takes arguments as text alone
+    """
+    yield conversation
+    changed = with_arguments(conversation, as_text if texts else as_object)
+    yield changed
+    if any("tool_calls" in message or "tool_call_id" in message for message in changed.messages):
+        yield with_short_ids(changed)
 
 
 class PromptEncoder:
@@ -131,7 +176,27 @@ class PromptEncoder:
             raise
         except Exception:
             reads_tools = False
-        return read_layout(render) if reads_tools else None
+        return read_layout(render, self._template, self.thinking) if reads_tools else None
+
+    @cached_property
+    def thinking(self) -> ThinkingFormat | None:
+        """How the model thinks before it answers; None if the template says nothing of thoughts."""
+        return find_thinking(self._template)
+
+    @property
+    def _template(self) -> str:
+        template = self._tokenizer.chat_template
+        named = template.values() if isinstance(template, dict) else [template]
+        return "\n".join(map(str, named))
+
+    def opening(self, conversation: ChatPrompt | TextPrompt, tokens: Sequence[int]) -> Opening:
+        """Whether an answer to the conversation, of these tokens, can begin with a thought."""
+        if self.thinking is None or isinstance(conversation, TextPrompt):
+            return "over"
+        if conversation.continue_final_message:
+            text = str(conversation.messages[-1].get("content") or "")
+            return opening_inside(self.thinking, text)
+        return opening_of(self.thinking, self.decode(tokens[-TAIL:]))
 
     def encode(self, conversation: ChatPrompt | TextPrompt) -> list[int]:
         """The prompt's tokens. Blocks.
@@ -141,19 +206,7 @@ class PromptEncoder:
         """
         if isinstance(conversation, TextPrompt):
             return self._encode_raw(conversation)
-        try:
-            text = self._render_strictly(conversation)
-        # Templates compute with the messages, and can raise anything.
-        except Exception as error:
-            try:
-                text = self._render_strictly(with_objects(conversation))
-            except Exception:
-                if self._is_broken:
-                    raise Unavailable("The model's chat template does not work.") from error
-                raise InvalidInput(
-                    f"The model's chat template refuses these messages: {str(error)[:500]}",
-                    conversation.name,
-                ) from error
+        text = self._render_somehow(conversation)
         self._check_characters(text, conversation.name)
         # The template writes the special tokens itself.
         tokens = list(self._tokenizer.encode(text, add_special_tokens=False))
@@ -161,6 +214,22 @@ class PromptEncoder:
             message = "The model's chat template makes an empty prompt of these messages."
             raise InvalidInput(message, conversation.name)
         return tokens
+
+    def _render_somehow(self, conversation: ChatPrompt) -> str:
+        """The text of the first variant that the template takes. Raises as `encode` does."""
+        first: Exception | None = None
+        for variant in variants(conversation, texts=self._wants_texts):
+            try:
+                return self._render_strictly(variant)
+            # Templates compute with the messages, and can raise anything.
+            except Exception as error:
+                first = first or error
+        if self._is_broken:
+            raise Unavailable("The model's chat template does not work.") from first
+        raise InvalidInput(
+            f"The model's chat template refuses these messages: {str(first)[:500]}",
+            conversation.name,
+        ) from first
 
     def _encode_raw(self, prompt: TextPrompt) -> list[int]:
         if not isinstance(prompt.given, str):
@@ -179,6 +248,19 @@ class PromptEncoder:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens))
+
+    @cached_property
+    def _wants_texts(self) -> bool:
+        """True if the template refuses arguments of calls as objects, but not as text."""
+
+        def takes(message: Mapping[str, Any]) -> bool:
+            try:
+                self._render(ChatPrompt([{"role": "user", "content": "q"}, message]), False)
+            except Exception:
+                return False
+            return True
+
+        return not takes(calling("f")) and takes(calling("f", as_text=True))
 
     @cached_property
     def _is_broken(self) -> bool:
