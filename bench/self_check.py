@@ -39,8 +39,8 @@ import logging, sys, time
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
 started = time.monotonic()
 from pathlib import Path
-from bench_server.models.device import Device
-from bench_server.models.loading import load_chat_model
+from bench_server.serving.models.device import Device
+from bench_server.serving.chat.loading import load_chat_model
 from bench_server.settings import Settings
 parts = load_chat_model(
     Path(sys.argv[1]), Device("cpu", "float32"), Settings(_env_file=None, kv_cache_tokens=8192)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.modeling_utils import PreTrainedModel
 
 SIZE: dict[str, Any] = {
@@ -135,20 +135,84 @@ ONE_AT_A_TIME: dict[str, dict[str, Any]] = {
     },
 }
 
+# Models that read images too, and are served for text. `text_config` is completed by SIZE.
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+QWEN_VISION: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "intermediate_size": 64,
+    "out_hidden_size": 64,
+    "patch_size": 8,
+    "fullatt_block_indexes": [1],
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+PIXTRAL_VISION = {**VISION, "model_type": "pixtral", "head_dim": 16}
+READ_IMAGES: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"text_config": {"rope_parameters": MROPE}, "vision_config": QWEN_VISION},
+    "qwen3_vl": {
+        "text_config": {"head_dim": 16, "rope_parameters": MROPE},
+        "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0, 1]},
+    },
+    "glm4v": {
+        "text_config": {"rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}},
+        "vision_config": QWEN_VISION,
+    },
+    "mistral3": {
+        "text_config": {"model_type": "mistral", "head_dim": 16, "sliding_window": None},
+        "vision_config": PIXTRAL_VISION,
+        "image_token_index": 290,
+    },
+    "pixtral": {
+        "model_type": "llava",
+        "text_config": {"model_type": "mistral", "head_dim": 16},
+        "vision_config": PIXTRAL_VISION,
+        "image_token_index": 290,
+    },
+    "llava": {
+        "text_config": {"model_type": "llama"},
+        "vision_config": {**VISION, "model_type": "clip_vision_model"},
+        "image_token_index": 290,
+    },
+    "internvl": {
+        "text_config": {"model_type": "qwen2"},
+        "vision_config": {**VISION, "image_size": [32, 32], "patch_size": [8, 8]},
+        "image_token_id": 290,
+    },
+}
+
+BATCHED |= READ_IMAGES
+
 if Version(transformers.__version__) < Version("5.24"):
     BATCHED |= BATCHED_BEFORE_5_24
 else:
     ONE_AT_A_TIME |= BATCHED_BEFORE_5_24
 
 
+def auto_class(name: str) -> Any:
+    return AutoModelForImageTextToText if name in READ_IMAGES else AutoModelForCausalLM
+
+
+def sized(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a configuration, with SIZE where its text model is configured."""
+    rest = {k: v for k, v in options.items() if k != "model_type"}
+    if "text_config" in rest:
+        return rest | {"text_config": SIZE | rest["text_config"]}
+    return SIZE | rest
+
+
 def build(name: str, options: dict[str, Any], seed: int = 0) -> PreTrainedModel:
     """A random model whose attention matters: its weights are larger than those of a fresh one."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(
-        options.get("model_type", name),
-        **SIZE | {k: v for k, v in options.items() if k != "model_type"},
-    )
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    config = AutoConfig.for_model(options.get("model_type", name), **sized(options))
+    model: PreTrainedModel = auto_class(name).from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from tests.families.models import BATCHED, ONE_AT_A_TIME, SIZE, build
+from tests.families.models import BATCHED, ONE_AT_A_TIME, SIZE, auto_class, build
 
 LENGTHS = [3, 40, 90, 350]
 """Of the prompts in characters: within a page of the KV cache, beyond it, and beyond what longrope
@@ -34,9 +33,9 @@ def no_text(tokenizer: Any) -> list[int]:
     return [token for token, text in enumerate(texts) if not text or not text.isascii()]
 
 
-def reference(folder: Path, package: SimpleNamespace) -> list[Generation]:
+def reference(family: str, folder: Path, package: SimpleNamespace) -> list[Generation]:
     tokenizer = package.tokenizer
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = auto_class(family).from_pretrained(folder, dtype=torch.float32)
     answers = []
     for length in LENGTHS:
         prompt = tokenizer.apply_chat_template(
@@ -96,7 +95,7 @@ def test_answers_equal_generate_alone_and_together(
     finally:
         model.unload()
 
-    expected = reference(tmp_path, package)
+    expected = reference(family, tmp_path, package)
     for answers in (alone, together):
         assert [text for text, _ in answers] == [text for text, _ in expected]
         for (_, actual), (_, logprobs) in zip(answers, expected, strict=True):

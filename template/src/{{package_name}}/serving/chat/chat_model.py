@@ -19,6 +19,7 @@ from ..models.device import Device
 from ..models.hub import LOADING, fetch_model
 from ..models.model import Model
 from ..models.model_errors import ContextExceeded, DeadlineExceeded, InvalidInput, Overloaded
+from ..models.progress import weights_progress
 from ..threads import run_in_pool
 from .options import ChatOptions
 from .output_parser import Chunk, OutputParser, TokenDecoder
@@ -112,13 +113,21 @@ class ChatModel(Model):
         self._grammars_waiting = 0
 
     @classmethod
-    def load(cls, source: str, device: Device, settings: Settings) -> Self:
-        """Reads the weights and starts the engine. Blocks."""
-        folder = fetch_model(source, "INFER_CHAT_MODEL")
-        with LOADING:
+    def load(cls, source: str, device: Device, settings: Settings, revision: str = "") -> Self:
+        """Reads the weights and starts the engine. Blocks.
+
+        revision: commit, tag or branch on the hub; empty for the newest.
+        """
+        path = fetch_model(
+            source,
+            "INFER_CHAT_MODEL",
+            revision=revision,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        with LOADING, weights_progress():
             from .loading import load_chat_model  # imports torch and transformers
 
-            parts = load_chat_model(folder, device, settings)
+            parts = load_chat_model(path, device, settings)
         engine = parts.engine
         return cls(
             parts.tokenizer,

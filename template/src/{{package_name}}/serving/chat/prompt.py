@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PROBE_TEXT = "qzvx"
+
 PROBE_TOOL = {
     "type": "function",
     "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
@@ -108,6 +110,14 @@ def with_arguments(conversation: ChatPrompt, change: Callable[[Any], Any]) -> Ch
                 for call in calls
             ]
     return replace(conversation, messages=messages)
+
+
+def in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with its text as a list of parts, of which there is one."""
+    content = message.get("content")
+    if not isinstance(content, str):
+        return dict(message)
+    return {**message, "content": [{"type": "text", "text": content}]}
 
 
 def as_object(arguments: Any) -> Any:
@@ -287,9 +297,29 @@ class PromptEncoder:
         return str(self._tokenizer.convert_ids_to_tokens(id_))
 
     def _render(self, conversation: ChatPrompt, with_head: bool) -> str:
+        return self._apply(conversation, with_head, as_parts=self._reads_parts)
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """True if the template leaves out a text that is not in parts, as those of older models
+        that read images too do, without an error."""
+
+        def renders(as_parts: bool) -> bool:
+            try:
+                return PROBE_TEXT in self._apply(probe, True, as_parts=as_parts)
+            except Exception:
+                return False
+
+        probe = ChatPrompt([{"role": "user", "content": PROBE_TEXT}])
+        return not renders(False) and renders(True)
+
+    def _apply(self, conversation: ChatPrompt, with_head: bool, *, as_parts: bool) -> str:
+        messages = [dict(message) for message in conversation.messages]
+        if as_parts:
+            messages = [in_parts(message) for message in messages]
         return str(
             self._tokenizer.apply_chat_template(
-                [dict(message) for message in conversation.messages],
+                messages,
                 tools=[dict(tool) for tool in conversation.tools] or None,
                 tokenize=False,
                 add_generation_prompt=with_head,

@@ -61,7 +61,7 @@ class CrossEncoder(TokenModel[TokenPair]):
         self.compute([self.make_item(1)] * 2)
 
     @classmethod
-    def load(cls, folder: Path, device: Device) -> Self:
+    def load(cls, folder: Path, device: Device, *, trust_remote_code: bool = False) -> Self:
         """Raises ValueError for what is not supported and for weights that are missing, OSError for
         missing files."""
         layout = read_model_layout(folder)
@@ -73,7 +73,11 @@ class CrossEncoder(TokenModel[TokenPair]):
         if layout.prompts.default:
             raise ValueError("The model has a default prompt, which is not supported.")
         model, tokenizer = load_transformer(
-            layout, device, AutoModelForSequenceClassification, uses_pooler=True
+            layout,
+            device,
+            AutoModelForSequenceClassification,
+            uses_pooler=True,
+            trust_remote_code=trust_remote_code,
         )
         if (labels := model.config.num_labels) != 1:
             raise ValueError(

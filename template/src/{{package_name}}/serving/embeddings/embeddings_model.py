@@ -5,19 +5,27 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from ...settings import Settings
 from ..deadline import Deadline
+from ..models.checkpoint import architecture, explained, is_embeddings_model
 from ..models.device import Device
 from ..models.hub import LOADING, fetch_model
-from ..models.model_errors import ContextExceeded, InvalidInput
+from ..models.model_errors import ContextExceeded, InvalidInput, SourceError
+from ..models.progress import weights_progress
 from .batched_model import THREADS, BatchedModel, slices
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .encoder import Encoder
+
+SETTING = "INFER_EMBEDDINGS_MODEL"
+
+WRITERS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+"""Ends of the names of classes whose weights write text"""
 
 Inputs = Sequence[str] | Sequence[Sequence[int]]
 
@@ -49,13 +57,21 @@ class EmbeddingsModel(BatchedModel):
         self._encoder = encoder
 
     @classmethod
-    def load(cls, source: str, device: Device, settings: Settings) -> Self:
-        """Reads the weights and starts the threads. Blocks."""
-        folder = fetch_model(source, "INFER_EMBEDDINGS_MODEL")
-        with LOADING:
+    def load(cls, source: str, device: Device, settings: Settings, revision: str = "") -> Self:
+        """Reads the weights and starts the threads. Blocks.
+
+        revision: commit, tag or branch on the hub; empty for the newest.
+        """
+        trust_remote_code = settings.trust_remote_code
+        folder = fetch_model(
+            source, SETTING, revision=revision, trust_remote_code=trust_remote_code
+        )
+        refuse_chat_model(folder)
+        with LOADING, weights_progress():
             from .encoder import Encoder  # imports torch and transformers
 
-            encoder = Encoder.load(folder, device)
+            with explained(folder, SETTING):
+                encoder = Encoder.load(folder, device, trust_remote_code=trust_remote_code)
             pass_cost = encoder.measure_pass_cost(THREADS)
         return cls(encoder, settings, pass_cost)
 
@@ -125,6 +141,21 @@ class EmbeddingsModel(BatchedModel):
                 self._check_vocabulary(tokens, f"Input {index}", "input")
                 tokenized.append(tokens)
         return tokenized
+
+
+def refuse_chat_model(folder: Path) -> None:
+    """Raises SourceError for a model that writes text, whose vectors would be merely plausible."""
+    if folder.suffix == ".gguf":
+        raise SourceError(
+            "it is a GGUF file, which is loaded for chat only",
+            f"set {SETTING}=<an embeddings model with safetensors>",
+        )
+    name = architecture(folder)
+    if name.endswith(WRITERS) and not is_embeddings_model(folder):
+        raise SourceError(
+            f"it is a model that writes text ({name}) and not an embeddings model (no modules.json)",
+            f"set {SETTING}=<an embeddings model>",
+        )
 
 
 def estimate_tokens(inputs: Inputs) -> int:

@@ -35,14 +35,16 @@ class Encoder(TokenModel[Sequence[int]]):
         self.dimensions: int = self.compute([self.make_item(1)]).size(1)
 
     @classmethod
-    def load(cls, folder: Path, device: Device) -> Self:
+    def load(cls, folder: Path, device: Device, *, trust_remote_code: bool = False) -> Self:
         """Raises ValueError for what is not supported and for weights that are missing, OSError for
         missing files."""
         layout = read_model_layout(folder)
         if layout.task != FEATURES:
             raise ValueError(f"The model is made for {layout.task}; it gives no vectors.")
         modes, head = read_modes_of(layout), read_head((layout.modules or [])[1:])
-        model, tokenizer = load_transformer(layout, device, AutoModel)
+        model, tokenizer = load_transformer(
+            layout, device, AutoModel, trust_remote_code=trust_remote_code
+        )
         if any(tokenizer("a").get("token_type_ids", [])):  # as XLNet's does
             raise ValueError("The model's tokenizer gives types to tokens, which is not supported.")
         return cls(model, tokenizer, layout, modes, head)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..models.hub import transformer_folder
+from ..models.checkpoint import transformer_folder
 from ..models.model_errors import InvalidInput
 
 TRANSFORMER_FILES = [

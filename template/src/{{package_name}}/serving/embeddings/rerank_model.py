@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from ...settings import Settings
 from ..deadline import Deadline
+from ..models.checkpoint import explained
 from ..models.device import Device
 from ..models.hub import LOADING, fetch_model
 from ..models.model_errors import ContextExceeded
+from ..models.progress import weights_progress
 from .batched_model import THREADS, BatchedModel, slices
 
 if TYPE_CHECKING:
     from .cross_encoder import CrossEncoder, TokenPair
+
+RERANK_SETTING = "INFER_RERANK_MODEL"
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,13 @@ class RerankModel(BatchedModel):
     @classmethod
     def load(cls, source: str, device: Device, settings: Settings) -> Self:
         """Reads the weights and starts the threads. Blocks."""
-        folder = fetch_model(source, "INFER_RERANK_MODEL")
-        with LOADING:
+        trust_remote_code = settings.trust_remote_code
+        folder = fetch_model(source, RERANK_SETTING, trust_remote_code=trust_remote_code)
+        with LOADING, weights_progress():
             from .cross_encoder import CrossEncoder  # imports torch and transformers
 
-            encoder = CrossEncoder.load(folder, device)
+            with explained(folder, RERANK_SETTING):
+                encoder = CrossEncoder.load(folder, device, trust_remote_code=trust_remote_code)
             pass_cost = encoder.measure_pass_cost(THREADS)
         return cls(encoder, settings, pass_cost)
 

@@ -104,15 +104,23 @@ class TokenModel(ABC, Generic[Item]):
 
 
 def load_transformer(
-    layout: Layout, device: Device, auto_class: Any, *, uses_pooler: bool = False
+    layout: Layout,
+    device: Device,
+    auto_class: Any,
+    *,
+    uses_pooler: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The transformer of a model, and its tokenizer.
 
-    auto_class: of transformers. uses_pooler: the weights of the model's own pooler count. Raises ValueError for weights that are missing, OSError for files.
+    auto_class: of transformers. uses_pooler: the weights of the model's own pooler count.
+
+    Raises ValueError for weights that are missing, OSError for files.
     """
     disable_progress_bar()
     folder = layout.transformer
-    config = AutoConfig.from_pretrained(folder, **layout.config_options)
+    trust = {"trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(folder, **trust, **layout.config_options)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # nothing is generated
     if auto_class is AutoModel:
@@ -122,13 +130,14 @@ def load_transformer(
         config=config,
         dtype=device.dtype,
         output_loading_info=True,
+        **trust,
         **layout.model_options,
     )
     # transformers fills them with random numbers.
     missing = sorted(name for name in report["missing_keys"] if uses_pooler or not is_pooler(name))
     if missing:
         raise ValueError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
-    tokenizer = AutoTokenizer.from_pretrained(folder, **layout.tokenizer_options)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **trust, **layout.tokenizer_options)
     if tokenizer.is_fast:  # its file may set both
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
