@@ -84,7 +84,7 @@ MUTATIONS = [
         swap(
             "schemas/embeddings.py",
             ('Literal["float", "base64"] | None = Field', "Any = Field"),
-            ("ClassVar, Literal", "Any, ClassVar"),
+            ("ClassVar, Literal", "Any, ClassVar, Literal"),
         ),
         endpoints=EMBEDDINGS,
     ),

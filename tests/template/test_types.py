@@ -26,7 +26,7 @@ PROVIDED = {
     "pypdfium2": {"pypdfium2"},
     "threadpoolctl": {"threadpoolctl"},
     "torch": {"torch"},
-    "transformers": {"transformers", "tokenizers", "huggingface_hub"},
+    "transformers": {"transformers", "tokenizers", "huggingface_hub", "safetensors", "tqdm"},
     "uvicorn": {"uvicorn"},
 }
 """The modules of each dependency, and those of libraries that it installs in matching versions."""

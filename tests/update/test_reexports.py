@@ -131,7 +131,7 @@ INTERNAL = {
     *("choose", "choose_filtered", "choose_plain", "mark_choices", "limit_process", "nearest"),
     *("make_rehearsals", "obstacle", "prove", "proven_engine", "sample_tokens"),
     *("collector_paused", "drop_locals", "form_of", "generated_tokens", "shutting_down"),
-    *("structure", "without_repetition"),
+    *("as_list", "missing_part", "structure", "without_repetition"),
     *("Pooling", "pooling_mode", "read_pooling"),
 }
 # The imports of the README's example, of custom.py and of routers of owners' own.

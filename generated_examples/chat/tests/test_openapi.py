@@ -35,7 +35,7 @@ def document() -> dict[str, Any]:
         for operation in path.values():
             del operation["responses"]["default"]  # a status that is not listed is a failure
     schemas = document["components"]["schemas"]  # the name of a model cannot be guessed
-    for name in ("ChatRequest", "CompletionRequest"):
+    for name in ("ChatRequest", "CompletionRequest", "ResponsesRequest"):
         schemas[name]["properties"]["model"]["enum"] = ["tiny-chat"]
     return document
 

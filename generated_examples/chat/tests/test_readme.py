@@ -15,6 +15,7 @@ import pytest
 
 from chat_server.custom_settings import CustomSettings
 from chat_server.schemas.chat import ChatRequest
+from chat_server.schemas.responses import RESPONSES_UNSUPPORTED, ResponsesRequest
 from chat_server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +70,15 @@ def test_page_lists_every_field_of_a_request() -> None:
     table = page.partition("## Fields of a request\n")[2]
     rows = [re.findall(r"`(\w+)`", line) for line in table.splitlines() if line.startswith("| `")]
     fields = (ChatRequest.model_fields, ChatRequest.hints, ChatRequest.unsupported)
+    assert rows == [sorted(names) for names in fields]
+
+
+def test_page_lists_every_field_of_responses() -> None:
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    table = page.partition("## Responses\n")[2].partition("\n## ")[0]
+    rows = [re.findall(r"`(\w+)`", line) for line in table.splitlines() if line.startswith("| `")]
+    names = [field.alias or name for name, field in ResponsesRequest.model_fields.items()]
+    fields = (names, ResponsesRequest.hints, RESPONSES_UNSUPPORTED)
     assert rows == [sorted(names) for names in fields]
 
 

@@ -1,9 +1,10 @@
 """A chat model of a few kilobytes with random weights: real files, real loading, instant answers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -34,36 +35,45 @@ SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
 SPECIAL += ["<tool_call>", "</tool_call>"]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level: every string has tokens, and most characters beyond ASCII have several."""
+def build_tokenizer(
+    template: str = TEMPLATE, marks: Sequence[str] = (), *, special: bool = True
+) -> PreTrainedTokenizerFast:
+    """Byte-level: every string has tokens, and most characters beyond ASCII have several.
+
+    marks: texts that have a token of their own, beside those of TEMPLATE; special: or ordinary
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
-        special_tokens=SPECIAL,
+        special_tokens=[*SPECIAL, *(mark for mark in marks if special and mark not in SPECIAL)],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(["hello world, how are you today?"] * 4, trainer)
+    if not special:
+        tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=TEMPLATE
+        tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=template
     )
 
 
-def save(model: PreTrainedModel, folder: Path) -> Path:
-    tokenizer = build_tokenizer()
+def save(
+    model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None
+) -> Path:
+    tokenizer = tokenizer or build_tokenizer()
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def build_chat_model(folder: Path) -> Path:
+def build_chat_model(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
     """A Llama, which is batched."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=300,
+        vocab_size=max(300, len(tokenizer or ())),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -73,7 +83,7 @@ def build_chat_model(folder: Path) -> Path:
     )
     model = LlamaForCausalLM(config)
     model.lm_head.weight.data[SPECIAL.index("<|end|>")] = 0  # greedy answers never end early
-    return save(model, folder)
+    return save(model, folder, tokenizer)
 
 
 def build_recurrent_model(folder: Path) -> Path:

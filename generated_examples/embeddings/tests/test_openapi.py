@@ -12,6 +12,8 @@ from schemathesis import Case
 from embeddings_server.app import create_app
 from embeddings_server.settings import Settings
 
+from .tiny_embeddings import build_rerank_model
+
 # For each operation, beside the examples that go through its schema one field at a time. A few
 # thousand take minutes and find more.
 RANDOM_EXAMPLES = 10
@@ -36,6 +38,7 @@ def document() -> dict[str, Any]:
             del operation["responses"]["default"]  # a status that is not listed is a failure
     schemas = document["components"]["schemas"]  # the name of a model cannot be guessed
     schemas["EmbeddingsRequest"]["properties"]["model"]["enum"] = ["tiny-embeddings"]
+    schemas["RerankRequest"]["properties"]["model"]["enum"] = ["tiny-rerank"]
     return document
 
 
@@ -43,8 +46,9 @@ schema = schemathesis.openapi.from_dict(document(), config=schemathesis.Config.f
 
 
 @pytest.fixture(scope="module")
-def app(tiny_settings: dict[str, Any]) -> FastAPI:
-    return make_app(default_max_tokens=4, **tiny_settings)
+def app(tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    reranker = build_rerank_model(tmp_path_factory.mktemp("models") / "tiny-rerank")
+    return make_app(default_max_tokens=4, rerank_model=str(reranker), **tiny_settings)
 
 
 @schema.parametrize()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from embeddings_server.custom_settings import CustomSettings
+from embeddings_server.schemas.embeddings import EmbeddingsRequest
 from embeddings_server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +62,11 @@ def test_page_lists_every_setting() -> None:
     page = (ROOT / "docs" / "settings.md").read_text("utf-8")
     rows = {name: (default, meaning) for name, default, meaning in SETTINGS_ROW.findall(page)}
     assert {name: row for name, row in rows.items() if name not in OWN} == DOCUMENTED
+
+
+def test_page_lists_every_field_of_an_embeddings_request() -> None:
+    page = (ROOT / "docs" / "embeddings.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == set(EmbeddingsRequest.model_fields)
 
 
 def test_env_example_lists_every_setting() -> None:

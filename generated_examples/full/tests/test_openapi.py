@@ -15,6 +15,8 @@ from schemathesis import Case
 from full_server.app import create_app
 from full_server.settings import Settings
 
+from .tiny_embeddings import build_rerank_model
+
 # For each operation, beside the examples that go through its schema one field at a time. A few
 # thousand take minutes and find more.
 RANDOM_EXAMPLES = 10
@@ -44,9 +46,10 @@ def document() -> dict[str, Any]:
         for operation in path.values():
             del operation["responses"]["default"]  # a status that is not listed is a failure
     schemas = document["components"]["schemas"]  # the name of a model cannot be guessed
-    for name in ("ChatRequest", "CompletionRequest"):
+    for name in ("ChatRequest", "CompletionRequest", "ResponsesRequest"):
         schemas[name]["properties"]["model"]["enum"] = ["tiny-chat"]
     schemas["EmbeddingsRequest"]["properties"]["model"]["enum"] = ["tiny-embeddings"]
+    schemas["RerankRequest"]["properties"]["model"]["enum"] = ["tiny-rerank"]
     return document
 
 
@@ -54,8 +57,9 @@ schema = schemathesis.openapi.from_dict(document(), config=schemathesis.Config.f
 
 
 @pytest.fixture(scope="module")
-def app(tiny_settings: dict[str, Any]) -> FastAPI:
-    return make_app(default_max_tokens=4, **tiny_settings)
+def app(tiny_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    reranker = build_rerank_model(tmp_path_factory.mktemp("models") / "tiny-rerank")
+    return make_app(default_max_tokens=4, rerank_model=str(reranker), **tiny_settings)
 
 
 @schema.parametrize()

@@ -15,6 +15,8 @@ import pytest
 
 from full_server.custom_settings import CustomSettings
 from full_server.schemas.chat import ChatRequest
+from full_server.schemas.embeddings import EmbeddingsRequest
+from full_server.schemas.responses import RESPONSES_UNSUPPORTED, ResponsesRequest
 from full_server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +72,20 @@ def test_page_lists_every_field_of_a_request() -> None:
     rows = [re.findall(r"`(\w+)`", line) for line in table.splitlines() if line.startswith("| `")]
     fields = (ChatRequest.model_fields, ChatRequest.hints, ChatRequest.unsupported)
     assert rows == [sorted(names) for names in fields]
+
+
+def test_page_lists_every_field_of_responses() -> None:
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    table = page.partition("## Responses\n")[2].partition("\n## ")[0]
+    rows = [re.findall(r"`(\w+)`", line) for line in table.splitlines() if line.startswith("| `")]
+    names = [field.alias or name for name, field in ResponsesRequest.model_fields.items()]
+    fields = (names, ResponsesRequest.hints, RESPONSES_UNSUPPORTED)
+    assert rows == [sorted(names) for names in fields]
+
+
+def test_page_lists_every_field_of_an_embeddings_request() -> None:
+    page = (ROOT / "docs" / "embeddings.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == set(EmbeddingsRequest.model_fields)
 
 
 def test_env_example_lists_every_setting() -> None:

@@ -1,4 +1,4 @@
-"""What the commands share: the questions of the template as options, and printing."""
+"""Common parts of the commands: the questions of the template as options, and printing."""
 
 import inspect
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What comes of a question: a verdict, and the exceptions that lead to it."""
+"""Outcome of a question: a verdict, and the exceptions that lead to it."""
 
 from enum import StrEnum
 

@@ -12,7 +12,7 @@ from fastapi.security import HTTPBearer
 
 from . import custom
 from .catalog import configured_models
-from .routers import chat, completions, health, models
+from .routers import chat, completions, health, models, responses
 from .serving.background import repeat
 from .serving.http.body import BodyMiddleware
 from .serving.http.docs import add_docs
@@ -103,6 +103,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(chat.router, **guarded)
     app.include_router(health.router)
     app.include_router(completions.router, **guarded)
+    app.include_router(responses.router, **guarded)
     app.include_router(models.router, **guarded)
     for router in custom.ROUTERS:
         app.include_router(router, **guarded)

@@ -13,7 +13,9 @@ def configured_models(settings: Settings) -> list[ModelSpec]:
         ModelSpec(
             id=served_id(settings.chat_model),
             model_class=ChatModel,
-            load=lambda device: ChatModel.load(settings.chat_model, device, settings),
+            load=lambda device: ChatModel.load(
+                settings.chat_model, device, settings, settings.chat_model_revision
+            ),
             aliases=(settings.chat_model,),
         ),
         *custom.models(settings),

@@ -75,6 +75,9 @@ class Settings(CustomSettings):
     stall_seconds: float = Field(
         120.0, gt=0, description="Longest step in seconds; a model that exceeds it is reloaded"
     )
+    trust_remote_code: bool = Field(
+        False, description="Run the Python code that some models bring along with their weights"
+    )
 
     chat_model: str = Field(
         "Qwen/Qwen2.5-0.5B-Instruct",
@@ -89,8 +92,14 @@ class Settings(CustomSettings):
     kv_cache_tokens: int = Field(
         32768, ge=256, description="Tokens that the KV cache holds, for all sequences together"
     )
+    max_thinking_tokens: int = Field(
+        0, ge=0, description="Tokens of a thought after which the answer has to begin; 0: no limit"
+    )
     default_max_tokens: int = Field(
         1024, ge=1, description="max_tokens of requests that do not set it"
+    )
+    chat_model_revision: str = Field(
+        "", description="Commit, tag or branch of the chat model on the hub; empty: the newest"
     )
     heartbeat_seconds: float = Field(
         15, ge=0, description="Seconds of silence before an SSE keep-alive comment; 0: none"

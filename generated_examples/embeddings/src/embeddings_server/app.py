@@ -12,7 +12,7 @@ from fastapi.security import HTTPBearer
 
 from . import custom
 from .catalog import configured_models
-from .routers import embeddings, health, models
+from .routers import embeddings, health, models, rerank
 from .serving.background import repeat
 from .serving.http.body import BodyMiddleware
 from .serving.http.docs import add_docs
@@ -103,6 +103,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(embeddings.router, **guarded)
     app.include_router(health.router)
     app.include_router(models.router, **guarded)
-    for router in custom.ROUTERS:
+    # Yours first: one of yours may have the URL of the last.
+    for router in [*custom.ROUTERS, rerank.router]:
         app.include_router(router, **guarded)
     return app

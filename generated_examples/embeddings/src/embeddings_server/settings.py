@@ -75,6 +75,9 @@ class Settings(CustomSettings):
     stall_seconds: float = Field(
         120.0, gt=0, description="Longest step in seconds; a model that exceeds it is reloaded"
     )
+    trust_remote_code: bool = Field(
+        False, description="Run the Python code that some models bring along with their weights"
+    )
 
     embeddings_model: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
@@ -85,6 +88,13 @@ class Settings(CustomSettings):
     )
     embeddings_batch_texts: int = Field(
         32, ge=1, description="Texts in one forward pass of the encoder"
+    )
+    embeddings_model_revision: str = Field(
+        "",
+        description="Commit, tag or branch of the embeddings model on the hub; empty: the newest",
+    )
+    rerank_model: str = Field(
+        "", description="Model of /v1/rerank: hub id or local folder; empty: none"
     )
 
     @field_validator("api_keys", "cors_origins", "trusted_hosts", mode="before")

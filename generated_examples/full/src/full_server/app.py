@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartParser
 
 from . import custom
 from .catalog import configured_models
-from .routers import chat, completions, embeddings, files, health, models
+from .routers import chat, completions, embeddings, files, health, models, rerank, responses
 from .serving.background import repeat
 from .serving.files.pdf import PdfRenderer
 from .serving.files.store import FileStore
@@ -116,7 +116,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(files.router, **guarded)
     app.include_router(health.router)
     app.include_router(completions.router, **guarded)
+    app.include_router(responses.router, **guarded)
     app.include_router(models.router, **guarded)
-    for router in custom.ROUTERS:
+    # Yours first: one of yours may have the URL of the last.
+    for router in [*custom.ROUTERS, rerank.router]:
         app.include_router(router, **guarded)
     return app

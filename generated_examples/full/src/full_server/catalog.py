@@ -3,6 +3,7 @@
 from . import custom
 from .serving.chat.chat_model import ChatModel
 from .serving.embeddings.embeddings_model import EmbeddingsModel
+from .serving.embeddings.rerank_model import RerankModel
 from .serving.models.hub import served_id
 from .serving.models.model import ModelSpec
 from .settings import Settings
@@ -14,17 +15,30 @@ def configured_models(settings: Settings) -> list[ModelSpec]:
         ModelSpec(
             id=served_id(settings.chat_model),
             model_class=ChatModel,
-            load=lambda device: ChatModel.load(settings.chat_model, device, settings),
+            load=lambda device: ChatModel.load(
+                settings.chat_model, device, settings, settings.chat_model_revision
+            ),
             aliases=(settings.chat_model,),
         ),
         ModelSpec(
             id=served_id(settings.embeddings_model),
             model_class=EmbeddingsModel,
-            load=lambda device: EmbeddingsModel.load(settings.embeddings_model, device, settings),
+            load=lambda device: EmbeddingsModel.load(
+                settings.embeddings_model, device, settings, settings.embeddings_model_revision
+            ),
             aliases=(settings.embeddings_model,),
         ),
         *custom.models(settings),
     ]
+    if settings.rerank_model:
+        specs.append(
+            ModelSpec(
+                id=served_id(settings.rerank_model),
+                model_class=RerankModel,
+                load=lambda device: RerankModel.load(settings.rerank_model, device, settings),
+                aliases=(settings.rerank_model,),
+            )
+        )
     owners: dict[str, ModelSpec] = {}
     for spec in specs:
         for name in {spec.id, *spec.aliases}:

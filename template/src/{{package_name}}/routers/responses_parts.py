@@ -12,17 +12,39 @@ from openai.types.responses import (
     ResponseFunctionToolCall,
     ResponseOutputMessage,
     ResponseOutputText,
+    ResponseReasoningItem,
     ResponseUsage,
 )
 from openai.types.responses.response import IncompleteDetails
 from openai.types.responses.response_output_text import Logprob, LogprobTopLogprob
+from openai.types.responses.response_reasoning_item import Content
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 
-from ..schemas.responses import ResponseBody, ResponsesRequest
+from ..schemas.responses import OutputItem, ResponseBody, ResponsesRequest
 from ..serving.chat.output_parser import Chunk, LogprobEntry
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
-OutputItem = ResponseOutputMessage | ResponseFunctionToolCall
+
+
+@dataclass
+class ReasoningDraft:
+    """The thought of a response, while it is generated."""
+
+    id: str
+    text: str = ""
+
+    def part(self) -> Content:
+        return Content(text=self.text, type="reasoning_text")
+
+    def item(self, status: ItemStatus) -> ResponseReasoningItem:
+        """in_progress: the item as it begins, without content."""
+        return ResponseReasoningItem(
+            id=self.id,
+            summary=[],
+            content=[] if status == "in_progress" else [self.part()],
+            status=status,
+            type="reasoning",
+        )
 
 
 @dataclass
@@ -68,11 +90,11 @@ class CallDraft:
         )
 
 
-Draft = MessageDraft | CallDraft
+Draft = ReasoningDraft | MessageDraft | CallDraft
 
 
-class Piece(NamedTuple):
-    """What a chunk adds to one item of the output."""
+class OutputDelta(NamedTuple):
+    """Addition of a chunk to one item of the output."""
 
     draft: Draft
     delta: str
@@ -80,16 +102,18 @@ class Piece(NamedTuple):
 
 
 class OutputDraft:
-    """The items of a response while they are generated: a message, calls, or both in this order."""
+    """The items of a response while they are generated: a thought, a message, calls, in this order."""
 
     def __init__(self) -> None:
         self.drafts: list[Draft] = []
         self._logprobs: list[Logprob] = []
         """Of tokens whose text has not come yet"""
 
-    def push(self, chunk: Chunk) -> list[Piece]:
+    def push(self, chunk: Chunk) -> list[OutputDelta]:
         """The pieces of a chunk: those of the item before, then those of items that it begins."""
-        pieces: list[Piece] = []
+        pieces: list[OutputDelta] = []
+        if chunk.thought:
+            pieces.append(self._push_thought(chunk.thought))
         self._logprobs += map(logprob_of, chunk.logprobs)
         is_empty = chunk.finish_reason is not None and not self.drafts and not chunk.tool_calls
         if chunk.text or is_empty:
@@ -101,10 +125,18 @@ class OutputDraft:
             draft = self.drafts[-1]
             if isinstance(draft, CallDraft):
                 draft.arguments += call.arguments
-                pieces.append(Piece(draft, call.arguments))
+                pieces.append(OutputDelta(draft, call.arguments))
         return pieces
 
-    def _push_text(self, text: str) -> Piece:
+    def _push_thought(self, text: str) -> OutputDelta:
+        draft = self.drafts[-1] if self.drafts else None
+        if not isinstance(draft, ReasoningDraft):
+            draft = ReasoningDraft(prefixed_id("rs"))
+            self.drafts.append(draft)
+        draft.text += text
+        return OutputDelta(draft, text)
+
+    def _push_text(self, text: str) -> OutputDelta:
         draft = self.drafts[-1] if self.drafts else None
         if not isinstance(draft, MessageDraft):
             draft = MessageDraft(prefixed_id("msg"))
@@ -112,7 +144,7 @@ class OutputDraft:
         logprobs, self._logprobs = self._logprobs, []
         draft.text += text
         draft.logprobs += logprobs
-        return Piece(draft, text, logprobs)
+        return OutputDelta(draft, text, logprobs)
 
     def items(self, last: ItemStatus) -> list[OutputItem]:
         """The items so far, the last of which has this status; those before it are complete."""
@@ -194,7 +226,7 @@ def ended_response(
             "completed_at": None if cut else int(time.time()),
             "incomplete_details": details if cut else None,
             "output": output.items(status),
-            "usage": usage_of_response(input_tokens, last.completion_tokens),
+            "usage": usage_of_response(input_tokens, last),
         }
     )
 
@@ -209,12 +241,12 @@ def failed_response(response: ResponseBody, output: OutputDraft, message: str) -
     )
 
 
-def usage_of_response(input_tokens: int, output_tokens: int) -> ResponseUsage:
+def usage_of_response(input_tokens: int, last: Chunk) -> ResponseUsage:
     return ResponseUsage(
         input_tokens=input_tokens,
         # The engine does not tell how much of a prompt was cached.
         input_tokens_details=InputTokensDetails(cache_write_tokens=0, cached_tokens=0),
-        output_tokens=output_tokens,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
-        total_tokens=input_tokens + output_tokens,
+        output_tokens=last.completion_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=last.thought_tokens),
+        total_tokens=input_tokens + last.completion_tokens,
     )

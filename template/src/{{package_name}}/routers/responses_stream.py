@@ -20,6 +20,8 @@ from openai.types.responses import (
     ResponseInProgressEvent,
     ResponseOutputItemAddedEvent,
     ResponseOutputItemDoneEvent,
+    ResponseReasoningTextDeltaEvent,
+    ResponseReasoningTextDoneEvent,
     ResponseTextDeltaEvent,
     ResponseTextDoneEvent,
 )
@@ -35,12 +37,15 @@ from .responses_parts import (
     Draft,
     ItemStatus,
     MessageDraft,
+    OutputDelta,
     OutputDraft,
-    Piece,
+    ReasoningDraft,
     ended_response,
     failed_response,
     text_part,
 )
+
+REASONING_PART = {"type": "reasoning_text", "text": ""}
 
 
 async def stream_response(answer: Generation, response: ResponseBody) -> AsyncGenerator[bytes]:
@@ -122,15 +127,20 @@ class EventWriter:
             item=draft.item("in_progress"),
             output_index=self._index,
         )
-        if isinstance(draft, MessageDraft):
+        if isinstance(draft, ReasoningDraft | MessageDraft):
+            empty = text_part("", []) if isinstance(draft, MessageDraft) else REASONING_PART
             yield self._event_of_part(
-                ResponseContentPartAddedEvent,
-                "response.content_part.added",
-                part=text_part("", []),
+                ResponseContentPartAddedEvent, "response.content_part.added", part=empty
             )
 
-    def _delta(self, piece: Piece) -> bytes:
+    def _delta(self, piece: OutputDelta) -> bytes:
         match piece.draft:
+            case ReasoningDraft():
+                return self._event_of_part(
+                    ResponseReasoningTextDeltaEvent,
+                    "response.reasoning_text.delta",
+                    delta=piece.delta,
+                )
             case MessageDraft():
                 return self._event_of_part(
                     ResponseTextDeltaEvent,
@@ -148,6 +158,15 @@ class EventWriter:
     def _close(self, status: ItemStatus) -> Iterator[bytes]:
         """The events that end the item that is open, if one is."""
         match self._open:
+            case ReasoningDraft(text=text) as draft:
+                yield self._event_of_part(
+                    ResponseReasoningTextDoneEvent, "response.reasoning_text.done", text=text
+                )
+                yield self._event_of_part(
+                    ResponseContentPartDoneEvent,
+                    "response.content_part.done",
+                    part=draft.part().model_dump(),
+                )
             case MessageDraft(text=text, logprobs=logprobs) as draft:
                 yield self._event_of_part(
                     ResponseTextDoneEvent,

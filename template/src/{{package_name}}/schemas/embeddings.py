@@ -26,7 +26,7 @@ INPUT_TYPES = {
     "passage": "document",
     "search_document": "document",
 }
-"""What Voyage, Cohere and NVIDIA call the two sides of a search"""
+"""The two sides of a search, by the names of Voyage, Cohere and NVIDIA"""
 
 
 def truncates(value: Truncate | None) -> bool:

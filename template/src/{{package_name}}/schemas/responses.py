@@ -14,6 +14,7 @@ from openai.types.responses import (
     ResponseFunctionToolCall,
     ResponseIncludable,
     ResponseOutputMessage,
+    ResponseReasoningItem,
 )
 from openai.types.shared import ReasoningEffort
 from pydantic import (
@@ -442,6 +443,9 @@ def chat_messages(items: Iterable[InputItem]) -> list[ChatMessage]:
     return messages
 
 
+OutputItem = ResponseReasoningItem | ResponseOutputMessage | ResponseFunctionToolCall
+
+
 class ResponseBody(Response):
     """OpenAI's type, narrowed to what this service sends."""
 
@@ -449,5 +453,5 @@ class ResponseBody(Response):
     """A whole number, as on OpenAI's wire: clients in some languages read no other"""
     completed_at: int | None = None
     instructions: str | None = None
-    output: list[ResponseOutputMessage | ResponseFunctionToolCall]  # type: ignore[assignment]
+    output: list[OutputItem]  # type: ignore[assignment]
     tools: list[FunctionTool]  # type: ignore[assignment]

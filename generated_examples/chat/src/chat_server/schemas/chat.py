@@ -4,6 +4,7 @@ https://platform.openai.com/docs/api-reference/chat/create, and beyond it, as in
 `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, StrictBool, StrictInt, model_validator
@@ -126,9 +127,7 @@ class ChatRequest(GenerationRequest):
         if self.continue_final_message and self.add_generation_prompt:
             message = "continue_final_message: is not supported together with add_generation_prompt"
             raise InvalidInput(message, "continue_final_message")
-        if protected := sorted(PROTECTED.intersection(self.chat_template_kwargs or ())):
-            message = f"chat_template_kwargs: {protected[0]} is not a variable that may be set"
-            raise InvalidInput(message, f"chat_template_kwargs.{protected[0]}")
+        check_variables(self.chat_template_kwargs)
         return self
 
     @property
@@ -176,6 +175,13 @@ class ChatRequest(GenerationRequest):
 
     def forms(self) -> list[OutputFormat]:
         return super().forms() + output_format_of(self.response_format)
+
+
+def check_variables(variables: Mapping[str, Any] | None) -> None:
+    """Raises InvalidInput for variables of the chat template that clients must not set."""
+    if protected := sorted(PROTECTED.intersection(variables or ())):
+        message = f"chat_template_kwargs: {protected[0]} is not a variable that may be set"
+        raise InvalidInput(message, f"chat_template_kwargs.{protected[0]}")
 
 
 def output_format_of(response_format: ResponseFormat | None) -> list[OutputFormat]:

@@ -12,7 +12,7 @@ from openai.types.create_embedding_response import Usage
 from openai.types.embedding import Embedding
 
 from ..dependencies import DeadlineDep, RegistryDep
-from ..schemas.embeddings import EmbeddingsRequest
+from ..schemas.embeddings import INPUT_TYPES, EmbeddingsRequest, truncates
 from ..serving.embeddings.embeddings_model import Embeddings, EmbeddingsModel
 from ..serving.http.disconnect import until_disconnect
 from ..serving.http.errors import documented
@@ -36,7 +36,14 @@ async def create_embeddings(
 ) -> Response:
     """One vector for each input, in the order of the inputs."""
     async with registry.use(body.model, EmbeddingsModel, deadline) as model:
-        work = model.embed(body.inputs, body.dimensions, deadline)
+        work = model.embed(
+            body.inputs,
+            body.dimensions,
+            deadline,
+            prompt_name=body.prompt_name,
+            input_type=INPUT_TYPES.get(body.input_type or ""),
+            truncate=truncates(body.truncate),
+        )
         embeddings = await until_disconnect(request, work)
     # In a thread: 2048 vectors of 1024 numbers are 20 MB of JSON.
     content = await asyncio.to_thread(

@@ -33,6 +33,8 @@ class APIRequest(BaseModel):
     """Fields that may be left aside: they change no answer"""
     unsupported: ClassVar[Mapping[str, Sequence[object]]] = {}
     """Fields that are refused, unless they have one of the values that ask for nothing"""
+    reasons: ClassVar[Mapping[str, str]] = {}
+    """The rest of the sentence that refuses a field, where it can say what to send instead"""
 
     @model_validator(mode="after")
     def check_other_fields(self) -> Self:
@@ -40,7 +42,8 @@ class APIRequest(BaseModel):
         for name in self.unsupported.keys() & extra.keys():
             if extra[name] not in (None, *self.unsupported[name]):
                 # It passes through pydantic, which would blame the request as a whole.
-                raise InvalidInput(f"{name}: is not supported by this endpoint", name)
+                reason = self.reasons.get(name, "is not supported by this endpoint")
+                raise InvalidInput(f"{name}: {reason}", name)
         if unknown := sorted(extra.keys() - {*self.hints, *self.unsupported}):
             # Clients choose these names: as a list they are quoted, and the line stays short.
             names = [name[:64] for name in unknown[:10]]

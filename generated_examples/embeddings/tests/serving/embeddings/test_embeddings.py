@@ -26,7 +26,7 @@ from embeddings_server.serving.models.model_errors import InvalidInput
 from embeddings_server.settings import Settings
 
 from ...conftest import Server, delay, delay_load, wait_until
-from ...tiny_embeddings import build_embeddings_model, build_tokenizer
+from ...tiny_embeddings import build_embeddings_model, build_tokenizer, write_json
 
 TEXTS = ["hello world", "a", "the quick brown fox"]
 
@@ -97,6 +97,12 @@ def test_dimensions_shorten_and_normalise(api: OpenAI) -> None:
         ({"input": "a", "dimensions": 0}, "dimensions"),
         ({"input": "a", "dimensions": True}, "dimensions"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
+        ({"input": "a", "extra_body": {"input_type": "query"}}, "input_type"),
+        ({"input": "a", "extra_body": {"input_type": "image"}}, "input_type"),
+        ({"input": "a", "extra_body": {"prompt_name": "query"}}, "prompt_name"),
+        ({"input": "a", "extra_body": {"truncate": "START"}}, "truncate"),
+        ({"input": "a", "extra_body": {"truncate": 1}}, "truncate"),
+        ({"input": "a", "extra_body": {"truncation_direction": "Left"}}, "truncation_direction"),
     ],
 )
 def test_bad_requests_name_the_field(api: OpenAI, change: dict[str, Any], param: str) -> None:
@@ -138,6 +144,108 @@ def test_what_is_far_too_long_costs_nothing(client: TestClient, given: Any) -> N
 
 def test_white_space_is_not_too_long(api: OpenAI) -> None:
     assert embed(api, "hello" + " " * 100_000 + "world") == embed(api, "hello world")
+
+
+@pytest.mark.parametrize("truncate", [True, "END"])
+def test_long_texts_are_cut_on_request(api: OpenAI, truncate: object) -> None:
+    cut: dict[str, Any] = {"extra_body": {"truncate": truncate}}
+    short = embed(api, "ab " * 15)  # two tokens a word, and two of the text: 32
+    assert embed(api, ["ab " * 5000, "ab " * 15], **cut) == [pytest.approx(short[0], abs=1e-6)] * 2
+    # Tokens have no special ones that would have to stay.
+    (tokens,) = embed(api, [5] * 32)
+    assert embed(api, [[5] * 33], **cut)[0] == pytest.approx(tokens, abs=1e-6)
+
+
+def test_usage_is_what_was_computed(api: OpenAI) -> None:
+    answer = api.embeddings.create(
+        model="tiny-embeddings",
+        input=["ab " * 500, "a"],
+        encoding_format="float",
+        extra_body={"truncate": True},
+    )
+    assert answer.usage.prompt_tokens == 32 + 3
+
+
+PROMPTS = {"query": "ask ", "passage": "told ", "empty": None}
+
+
+def with_prompts(folder: Path, **config: Any) -> EmbeddingsModel:
+    build_embeddings_model(folder)
+    write_json(folder / "config_sentence_transformers.json", {"prompts": PROMPTS} | config)
+    return load(folder)
+
+
+@pytest.mark.parametrize(
+    ("choice", "prompt"),
+    [
+        ({}, "told "),
+        ({"input_type": "query"}, "ask "),
+        ({"input_type": "document"}, "told "),
+        ({"prompt_name": "query"}, "ask "),
+        ({"prompt_name": "empty"}, ""),
+    ],
+)
+def test_a_prompt_is_put_in_front(tmp_path: Path, choice: dict[str, Any], prompt: str) -> None:
+    async def embed_both() -> tuple[Embeddings, Embeddings]:
+        chosen = await model.embed(["a cat"], **choice)
+        return chosen, await model.embed([f"{prompt}a cat"], prompt_name="empty")
+
+    model = with_prompts(tmp_path / "model", default_prompt_name="passage")
+    try:
+        chosen, expected = asyncio.run(embed_both())
+    finally:
+        model.unload()
+    assert chosen.vectors.tolist() == expected.vectors.tolist()
+    assert chosen.tokens == expected.tokens
+
+
+@pytest.mark.parametrize(
+    ("config", "choice", "message"),
+    [
+        ({"prompts": {"sts": "x"}}, {"input_type": "query"}, "no prompts for queries"),
+        ({"prompts": {"query": "", "document": ""}}, {"input_type": "query"}, "are: none"),
+        ({}, {"prompt_name": "q"}, "its prompts are: passage, query"),
+        ({}, {"prompt_name": "query", "input_type": "query"}, "send one of them"),
+    ],
+)
+def test_a_prompt_that_does_not_exist(
+    tmp_path: Path, config: dict[str, Any], choice: dict[str, Any], message: str
+) -> None:
+    model = with_prompts(tmp_path / "model", **config)
+    try:
+        with pytest.raises(InvalidInput, match=message):
+            asyncio.run(model.embed(["a cat"], **choice))
+    finally:
+        model.unload()
+
+
+def test_a_side_without_a_prompt_is_embedded_as_it_is(tmp_path: Path) -> None:
+    model = with_prompts(tmp_path / "model", prompts={"query": "ask "})
+    try:
+        assert asyncio.run(model.embed(["a"], input_type="document")).tokens == 3
+        assert asyncio.run(model.embed(["a"], input_type="query")).tokens == 6
+    finally:
+        model.unload()
+
+
+def test_tokens_have_no_prompt(tmp_path: Path) -> None:
+    model = with_prompts(tmp_path / "model", default_prompt_name="passage")
+    try:
+        assert asyncio.run(model.embed([[2, 5, 3]])).tokens == 3
+        with pytest.raises(InvalidInput, match="tokens"):
+            asyncio.run(model.embed([[2, 5, 3]], input_type="query"))
+    finally:
+        model.unload()
+
+
+def test_the_model_may_keep_fewer_dimensions(tmp_path: Path) -> None:
+    model = with_prompts(tmp_path / "model", truncate_dim=4)
+    try:
+        assert asyncio.run(model.embed(["a"])).vectors.shape == (1, 4)
+        with pytest.raises(InvalidInput, match="4 dimensions"):
+            asyncio.run(model.embed(["a"], dimensions=5))
+    finally:
+        model.unload()
 
 
 def test_an_unknown_model_is_a_404(api: OpenAI) -> None:

@@ -26,6 +26,12 @@ class Health(BaseModel):
     device: dict[str, str | None] = Field(description="Device and dtype, once a model was loaded")
     loaded_models: list[str]
     models: list[LoadedModel] = Field(description="Details of the loaded models")
+    loading: dict[str, str] | None = Field(
+        None, description="How far the models have come that are being loaded, by id"
+    )
+    load_failures: dict[str, str] | None = Field(
+        None, description="Why models could not be loaded, by id"
+    )
     timestamp: datetime
     pid: int
 
@@ -45,7 +51,12 @@ def why_not_ready(request: Request, registry: RegistryDep) -> str | None:
     if dead := registry.dead:
         return f"Stopped working: {', '.join(dead)}."
     if registry.wanted:
-        return f"Not loaded yet: {', '.join(sorted(registry.wanted))}."
+        failures = registry.load_failures
+        missing = [
+            f"{id_} ({failures[id_]})" if id_ in failures else id_
+            for id_ in sorted(registry.wanted)
+        ]
+        return f"Not loaded yet: {', '.join(missing)}."
     return None
 
 
@@ -62,6 +73,8 @@ async def get_health(request: Request, registry: RegistryDep) -> Health:
             LoadedModel.model_validate({"id": id_, **model.details})
             for id_, model in registry.models.items()
         ],
+        loading=registry.loading or None,
+        load_failures=registry.load_failures or None,
         timestamp=datetime.now(UTC),
         pid=os.getpid(),
     )

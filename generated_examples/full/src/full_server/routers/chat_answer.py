@@ -11,7 +11,7 @@ from openai.types.chat.chat_completion_message_function_tool_call import (
 
 from ..serving.chat.chat_model import Generation
 from ..serving.chat.output_parser import Chunk
-from .chat_parts import ResponseMeta, logprob_entries, usage_of
+from .chat_parts import ResponseMeta, logprob_entries, reasoning_field, usage_of
 
 
 async def whole_answer(answer: Generation, head: ResponseMeta) -> ChatCompletion:
@@ -24,7 +24,11 @@ async def whole_answer(answer: Generation, head: ResponseMeta) -> ChatCompletion
         created=head.created,
         model=head.model,
         choices=[message_choice(index, chunks) for index, chunks in enumerate(choices)],
-        usage=usage_of(answer.prompt_tokens, sum(c[-1].completion_tokens for c in choices)),
+        usage=usage_of(
+            answer.prompt_tokens,
+            sum(c[-1].completion_tokens for c in choices),
+            sum(c[-1].thought_tokens for c in choices),
+        ),
     )
 
 
@@ -32,10 +36,14 @@ def message_choice(index: int, chunks: Sequence[Chunk]) -> Choice:
     entries = [entry for chunk in chunks for entry in chunk.logprobs]
     calls = tool_calls_of(chunks)
     text = "".join(chunk.text for chunk in chunks)
+    thought = "".join(chunk.thought for chunk in chunks)
     return Choice(
         index=index,
         message=ChatCompletionMessage(
-            role="assistant", content=text if text or not calls else None, tool_calls=calls or None
+            role="assistant",
+            content=text if text or not calls else None,
+            tool_calls=calls or None,
+            **reasoning_field(thought),
         ),
         logprobs=ChoiceLogprobs(content=logprob_entries(entries)) if entries else None,
         finish_reason=chunks[-1].finish_reason or "stop",

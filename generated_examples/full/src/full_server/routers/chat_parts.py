@@ -3,10 +3,11 @@
 import time
 import uuid
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from openai.types import CompletionUsage
 from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenLogprob, TopLogprob
+from openai.types.completion_usage import CompletionTokensDetails
 
 from ..serving.chat.output_parser import LogprobEntry
 
@@ -24,12 +25,22 @@ class ResponseMeta(NamedTuple):
         return cls(id=f"{prefix}-{uuid.uuid4().hex}", created=int(time.time()), model=model)
 
 
-def usage_of(prompt_tokens: int, completion_tokens: int) -> CompletionUsage:
+def usage_of(
+    prompt_tokens: int, completion_tokens: int, reasoning_tokens: int | None = None
+) -> CompletionUsage:
+    """reasoning_tokens: those of the completion tokens; None where there is no such thing."""
+    details = CompletionTokensDetails(reasoning_tokens=reasoning_tokens)
     return CompletionUsage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
+        completion_tokens_details=None if reasoning_tokens is None else details,
     )
+
+
+def reasoning_field(thought: str) -> dict[str, Any]:
+    """The field of a message or a delta that OpenAI's types lack, named as by vLLM and DeepSeek."""
+    return {"reasoning_content": thought} if thought else {}
 
 
 def logprob_entries(entries: Sequence[LogprobEntry]) -> list[ChatCompletionTokenLogprob]:

@@ -3,9 +3,12 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .base import Text
+
+NOT_TEXT = ("image", "image_url", "audio", "video", "video_url", "audio_url", "file", "document")
+"""Ends of the types of parts that models for more than text read, such as input_image"""
 
 # Lists fail fast: an error for each of a million bad items would hold up the event loop.
 
@@ -16,6 +19,13 @@ class ContentPart(BaseModel):
     type: Literal["text", "output_text", "input_text", "refusal"]
     text: Text | None = None
     refusal: Text | None = Field(None, description="Text of a part of type refusal")
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def check_type(cls, value: object) -> object:
+        if isinstance(value, str) and value.endswith(NOT_TEXT):
+            raise ValueError(f"{value[:40]} is refused, as this service reads text only")
+        return value
 
     @model_validator(mode="after")
     def check_text(self) -> Self:
@@ -65,6 +75,9 @@ class ChatMessage(BaseModel):
         None, description="Text, or text parts"
     )
     refusal: Text | None = Field(None, description="Of the assistant: text of a refusal")
+    reasoning_content: Text | None = Field(
+        None, description="Of the assistant: its thought; many templates leave it out"
+    )
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = Field(
         None, description="Of the assistant: the calls that it made"
     )
@@ -86,6 +99,8 @@ class ChatMessage(BaseModel):
             text = "".join(part.said or "" for part in text)
         role = "system" if self.role == "developer" else self.role
         message = {**(self.model_extra or {}), "role": role, "content": text}
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
         if self.tool_calls:
             message["tool_calls"] = [
                 {

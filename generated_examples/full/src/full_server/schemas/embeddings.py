@@ -6,7 +6,7 @@ https://platform.openai.com/docs/api-reference/embeddings/create
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictBool, StrictInt
 
 from .base import APIRequest, Text
 
@@ -16,6 +16,22 @@ Tokens = Annotated[list[StrictInt], Field(min_length=1, fail_fast=True)]
 MAX_INPUTS = 2048
 """As many as OpenAI takes"""
 
+Truncate = StrictBool | Literal["NONE", "END"]
+"""As text-embeddings-inference and as Cohere spell it"""
+
+INPUT_TYPES = {
+    "query": "query",
+    "search_query": "query",
+    "document": "document",
+    "passage": "document",
+    "search_document": "document",
+}
+"""The two sides of a search, by the names of Voyage, Cohere and NVIDIA"""
+
+
+def truncates(value: Truncate | None) -> bool:
+    return value is True or value == "END"
+
 
 class EmbeddingsRequest(APIRequest):
     hints: ClassVar[Sequence[str]] = ("metadata", "priority", "request_id", "user")
@@ -23,12 +39,10 @@ class EmbeddingsRequest(APIRequest):
         "add_special_tokens": (True,),
         "embed_dtype": ("float32",),
         "endianness": ("native", "little"),
-        "input_type": (),
         "messages": (),
         "normalize": (),
-        "prompt_name": (),
-        "truncate": (False,),
         "truncate_prompt_tokens": (),
+        "truncation_direction": ("Right", "right"),
     }
 
     model: str = Field(description="Id of the model, see GET /v1/models")
@@ -43,6 +57,15 @@ class EmbeddingsRequest(APIRequest):
     )
     dimensions: StrictInt | None = Field(
         None, ge=1, description="Truncate each vector to this many dimensions and normalize it"
+    )
+    input_type: (
+        Literal["query", "search_query", "document", "passage", "search_document"] | None
+    ) = Field(None, description="Prepend the model's prompt for queries or for documents")
+    prompt_name: str | None = Field(
+        None, description="Prepend the prompt of this name; default: the model's default prompt"
+    )
+    truncate: Truncate | None = Field(
+        None, description="true or END: cut texts that are too long instead of refusing them"
     )
 
     @property

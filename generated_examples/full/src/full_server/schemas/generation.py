@@ -104,7 +104,7 @@ UNSUPPORTED: Mapping[str, Sequence[object]] = {
     "n_probs": (0,),
     "post_sampling_probs": (False,),
     "reasoning_budget": (-1,),
-    "reasoning_format": ("none", "auto"),
+    "reasoning_format": ("auto", "deepseek"),
     "repeat_last_n": (),
     "repeat_penalty": (1,),
     "return_progress": (False,),

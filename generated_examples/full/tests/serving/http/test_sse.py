@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.types import Message
 
-from full_server.serving.http.sse import PING, EventStream, event
+from full_server.serving.http.sse import PING, EventStream, event, named_event
 
 pytestmark = pytest.mark.anyio
 
@@ -56,6 +56,24 @@ def stream(closed: list[str], *, pause: float = 0.0, heartbeat_seconds: float = 
 
 def test_an_event_is_one_line_of_json() -> None:
     assert event(Data(text="a\nb")) == b'data: {"text":"a\\nb"}\n\n'
+
+
+class Outer(BaseModel):
+    kind: str = Field(alias="type")
+    given: str | None = None
+    absent: str | None = None
+    inner: Data
+
+
+class MoreData(Data):
+    number: int
+
+
+def test_an_event_with_a_name_has_what_was_set() -> None:
+    """Null where it was set to None, and all fields of a subclass."""
+    data = Outer(type="t", given=None, inner=MoreData(text="a\nb", number=1))
+    expected = b'{"type":"t","given":null,"inner":{"text":"a\\nb","number":1}}'
+    assert named_event("t", data) == b"event: t\ndata: " + expected + b"\n\n"
 
 
 async def test_headers_and_framing() -> None:

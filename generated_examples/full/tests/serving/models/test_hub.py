@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from full_server.serving.models.hub import fetch_model, hub_failure, served_id
+from full_server.serving.models.model_errors import SourceError
 
 from ...conftest import Server, wait_until
 
@@ -34,6 +35,30 @@ REFUSALS = {
 """Status and headers of the hub's answers, by the name of the model"""
 
 SHA = "0" * 40
+SHA_OF_V1 = "1" * 40
+
+REPOSITORIES = {
+    "readme": ["README.md"],
+    "older": [
+        "1_Dense/config.json",
+        "1_Dense/weights.bin",
+        "config.json",
+        "modeling.py",
+        "pytorch_model.bin",
+        "tokenizer.json",
+        "training_args.bin",
+    ],
+    "newer": [
+        "config.json",
+        "consolidated.safetensors",
+        "model.safetensors",
+        "original/model.safetensors",
+        "pytorch_model.bin",
+        "tokenizer.json",
+    ],
+    "gguf": ["README.md", "model-Q4.gguf", "model-Q8.gguf"],
+}
+"""Files of the models that the hub has"""
 
 
 class FakeHub(BaseHTTPRequestHandler):
@@ -42,8 +67,16 @@ class FakeHub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = next((name for name in REFUSALS if f"/{name}/" in f"{self.path}/"), None)
         status, headers = REFUSALS[name] if name else (200, {})
-        info = {"id": "owner/readme", "sha": SHA, "siblings": [{"rfilename": "README.md"}]}
-        body = json.dumps([] if "/tree/" in self.path else info).encode()
+        sha = SHA_OF_V1 if "/revision/v1" in self.path else SHA
+        repository = next((name for name in REPOSITORIES if f"/{name}" in self.path), "readme")
+        files = REPOSITORIES[repository]
+        info = {"id": "owner/x", "sha": sha, "siblings": [{"rfilename": file} for file in files]}
+        tree = [{"type": "file", "path": file, "size": 2, "oid": "0" * 40} for file in files]
+        body = json.dumps(tree if "/tree/" in self.path else info).encode()
+        if "/resolve/" in self.path:
+            body = b"{}"
+            revision = self.path.partition("/resolve/")[2].partition("/")[0]
+            headers = headers | {"ETag": '"0"', "X-Repo-Commit": revision}
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
@@ -87,6 +120,26 @@ for hub_id in sys.argv[2:]:
 """
 
 
+FETCH = """
+import sys
+from full_server.serving.models.hub import fetch_model
+
+folder = fetch_model(sys.argv[1], sys.argv[2], revision=sys.argv[3], trust_remote_code=sys.argv[4] == "code")
+print(folder.name, *sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()))
+"""
+
+
+def fetched(hub_id: str, revision: str = "", code: str = "") -> list[str]:
+    """The commit of a model, and the files of it that are downloaded."""
+    result = subprocess.run(
+        [sys.executable, "-c", FETCH, hub_id, SETTING, revision, code],
+        capture_output=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.decode().split()
+
+
 def failures(*hub_ids: str) -> list[tuple[str, str, bool]]:
     """Reason, line for the log, and whether a retry mends nothing, of each model, in a process
     of its own: huggingface_hub reads its environment when it is imported.
@@ -115,6 +168,11 @@ WANTED = {
         SETTING,
         True,
     ),
+    "owner/gguf": (
+        "its repository holds GGUF files, of which one has to be chosen",
+        "hf download owner/gguf model-Q4.gguf",
+        True,
+    ),
     "owner/too/deep": ("it is neither a folder nor the id of a model on the hub", SETTING, True),
     "--odd--": ("it is neither a folder nor the id of a model on the hub", SETTING, True),
 }
@@ -126,6 +184,24 @@ def test_each_answer_of_the_hub_is_one_line_with_the_way_out(hub: str) -> None:
         assert (found[0], found[2]) == (reason, permanent), hub_id
         assert way_out in found[1], hub_id
         assert "\n" not in found[1], hub_id
+
+
+def test_older_weights_are_downloaded_where_there_are_no_others(hub: str) -> None:
+    parts = ["1_Dense/config.json", "1_Dense/weights.bin", "config.json"]
+    weights = ["pytorch_model.bin", "tokenizer.json"]
+    assert fetched("owner/older") == [SHA, *parts, *weights]
+    assert fetched("owner/older", code="code") == [SHA, *parts, "modeling.py", *weights]
+    assert fetched("owner/newer") == [SHA, "config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_a_revision_is_a_commit_a_tag_or_a_branch(hub: str) -> None:
+    assert fetched("owner/newer", "v1")[0] == SHA_OF_V1
+    assert fetched("owner/newer", "2" * 40)[0] == "2" * 40
+
+
+def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=f"no revisions; unset {SETTING}_REVISION"):
+        fetch_model(str(tmp_path), SETTING, revision="main")
 
 
 def test_no_connection_to_the_hub(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,9 +251,12 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
         assert SETTING in str(failure.value)
 
 
-def test_a_folder_s_path_is_no_name_for_clients(tmp_path: Path) -> None:
+def test_a_path_is_no_name_for_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert served_id(str(tmp_path / "gone")) == "gone"
     assert served_id("~/models/gone") == "gone"
+    (tmp_path / "model.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    assert served_id("model.gguf") == served_id(f"{tmp_path}/model.gguf") == "model.gguf"
     assert served_id("owner/model") == "owner/model"
 
 

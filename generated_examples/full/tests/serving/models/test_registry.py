@@ -401,7 +401,7 @@ async def test_no_two_models_are_read_at_once(
 ) -> None:
     both = threading.Barrier(2)
 
-    def read(*_: object) -> None:
+    def read(*_: object, **__: object) -> None:
         both.wait(0.5)  # raises when the other one does not come
         raise AssertionError("two models were read at once")
 

@@ -19,7 +19,7 @@ from ..models.device import Device
 from ..models.hub import LOADING, fetch_model
 from ..models.model import Model
 from ..models.model_errors import ContextExceeded, DeadlineExceeded, InvalidInput, Overloaded
-from ..models.progress import weights_progress
+from ..models.progress_bar import weights_progress
 from ..threads import run_in_pool
 from .options import ChatOptions
 from .output_parser import Chunk, OutputParser, TokenDecoder

@@ -175,7 +175,7 @@ class GrammarCompiler:
         return self._compile("\n".join(rules))
 
     def _lead(self, thinking: ThinkingFormat | None) -> str:
-        """What comes before an answer of a given form.
+        """The part of the grammar before an answer of a given form.
 
         The engine takes a thought in tags out of the grammar, and leaves the lines after it. The
         marks of channels are the grammar's.

@@ -120,6 +120,11 @@ def in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": [{"type": "text", "text": content}]}
 
 
+def with_objects(conversation: ChatPrompt) -> ChatPrompt:
+    """The conversation with arguments of calls as objects, over which some templates iterate."""
+    return with_arguments(conversation, as_object)
+
+
 def as_object(arguments: Any) -> Any:
     return {"raw": arguments} if isinstance(arguments, str) else arguments
 
@@ -153,7 +158,7 @@ def variants(conversation: ChatPrompt, *, texts: bool) -> Iterator[ChatPrompt]:
     texts: the template takes arguments as text alone
     """
     yield conversation
-    changed = with_arguments(conversation, as_text if texts else as_object)
+    changed = with_arguments(conversation, as_text) if texts else with_objects(conversation)
     yield changed
     if any("tool_calls" in message or "tool_call_id" in message for message in changed.messages):
         yield with_short_ids(changed)
@@ -190,7 +195,7 @@ class PromptEncoder:
 
     @cached_property
     def thinking(self) -> ThinkingFormat | None:
-        """How the model thinks before it answers; None if the template says nothing of thoughts."""
+        """The format of the model's thoughts; None if the template says nothing of thoughts."""
         return find_thinking(self._template)
 
     @property
@@ -200,7 +205,7 @@ class PromptEncoder:
         return "\n".join(map(str, named))
 
     def opening(self, conversation: ChatPrompt | TextPrompt, tokens: Sequence[int]) -> Opening:
-        """Whether an answer to the conversation, of these tokens, can begin with a thought."""
+        """State of the thought when the answer to the conversation, of these tokens, begins."""
         if self.thinking is None or isinstance(conversation, TextPrompt):
             return "over"
         if conversation.continue_final_message:

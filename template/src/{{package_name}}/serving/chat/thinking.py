@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Opening = Literal["possible", "begun", "over"]
-"""Whether the answer may begin with a thought, goes on with one that the prompt has begun, or has
-no thought, because the prompt has ended it"""
+"""State of the thought when the answer begins: the answer may begin one, it continues one that the
+prompt has begun, or the prompt has ended it"""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Piece(NamedTuple):
 
     kind: Literal["thought", "text", "mark"]
     text: str
-    """What of it is shown"""
+    """The part of it that is shown"""
     length: int
     """Characters that it takes of the answer"""
 
@@ -160,7 +160,7 @@ class ThoughtSplitter(Protocol):
         """The pieces that `text` completes, in order and without gaps."""
 
     def flush(self) -> list[Piece]:
-        """What was held back, at the end of the answer."""
+        """The text that was held back, at the end of the answer."""
 
 
 class NoThoughts:

@@ -13,7 +13,7 @@ Schema = Mapping[str, Any]
 
 
 class ArgumentsRead(NamedTuple):
-    """What a reader makes of a text."""
+    """The result of reading a piece of text."""
 
     json: str
     """The next piece of the arguments as JSON"""
@@ -30,7 +30,7 @@ class ArgumentReader(Protocol):
 
 
 class GrammarParts(Protocol):
-    """What the grammar of arguments consists of."""
+    """The parts that the grammar of arguments consists of."""
 
     def literal(self, text: str) -> str:
         """A text, with the special tokens in it"""
@@ -46,7 +46,7 @@ class GrammarParts(Protocol):
 
 
 class ArgumentStyle(Protocol):
-    """How a format writes arguments."""
+    """The notation of arguments in a format."""
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -330,7 +330,7 @@ class BraceReader:
 
 
 def end_of_arguments(text: str, quotes: Sequence[str], escape: str | None) -> int | None:
-    """Where the bracket closes that stands before the text; None if it has not come yet."""
+    """Place of the bracket that closes the one before the text; None if it has not come yet."""
     depth, place, inside = 0, 0, ""
     while place < len(text):
         if escape and inside and text.startswith(escape, place):

@@ -84,7 +84,7 @@ def read_chat_model(path: Path, device: Device, *, trust_remote_code: bool) -> C
 
 
 def other_kind(config: PreTrainedConfig, folder: Path) -> str | None:
-    """What a model is that writes no text to a conversation; None if it may write one."""
+    """The kind of a model that writes no text to a conversation; None if it may write one."""
     name = str((config.architectures or [""])[0])
     writes = name.endswith("ForCausalLM")
     if is_embeddings_model(folder):

@@ -1,4 +1,4 @@
-"""What embeddings and reranking have in common: admission, tokens, batches."""
+"""The common part of embeddings and reranking: admission, tokens, batches."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence, Sized

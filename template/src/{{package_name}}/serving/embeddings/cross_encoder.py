@@ -97,7 +97,7 @@ class CrossEncoder(TokenModel[TokenPair]):
         return encodings
 
     def size(self, query: "Encoding", document: "Encoding") -> int:
-        """How many tokens a pair has, special tokens included."""
+        """Number of tokens of a pair, special tokens included."""
         return len(query) + len(document) + self._specials
 
     def join(self, query: "Encoding", document: "Encoding") -> TokenPair:

@@ -14,7 +14,7 @@ from ..models.checkpoint import architecture, explained, is_embeddings_model
 from ..models.device import Device
 from ..models.hub import LOADING, fetch_model
 from ..models.model_errors import ContextExceeded, InvalidInput, SourceError
-from ..models.progress import weights_progress
+from ..models.progress_bar import weights_progress
 from .batched_model import THREADS, BatchedModel, slices
 
 if TYPE_CHECKING:

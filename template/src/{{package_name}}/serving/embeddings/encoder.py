@@ -12,7 +12,7 @@ from transformers.modeling_utils import PreTrainedModel
 from ..models.device import Device
 from .head import read_head
 from .layout import FEATURES, Layout, read_json, read_model_layout
-from .pooling import default_modes, pool, read_modes
+from .pooling import pool, read_modes
 from .token_model import TokenModel, load_transformer
 
 
@@ -91,7 +91,7 @@ class Encoder(TokenModel[Sequence[int]]):
 def read_modes_of(layout: Layout) -> tuple[str, ...]:
     """The poolings of a model. Raises ValueError if it has none, or one that is not here."""
     if layout.modules is None:
-        return default_modes(read_json(layout.transformer / "config.json"))
+        return ("mean",)  # as sentence-transformers takes it for a model without its files
     kind, folder = layout.modules[0] if layout.modules else ("", layout.transformer)
     if kind != "Pooling":
         found = f"the module {kind}" if kind else "nothing"

@@ -17,7 +17,7 @@ TRANSFORMER_FILES = [
 
 FEATURES = "feature-extraction"
 SCORES = "sequence-classification"
-"""What a transformer computes, in sentence-transformers' words"""
+"""Tasks of a transformer, in sentence-transformers' words"""
 
 OURS = ("trust_remote_code", "dtype", "torch_dtype", "device_map", "cache_dir", "revision", "token")
 """Arguments that a model's files do not decide"""
@@ -78,7 +78,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the files of a model say."""
+    """The settings in the files of a model."""
 
     transformer: Path
     """Folder of the weights, the configuration and the tokenizer"""
@@ -91,7 +91,7 @@ class Layout:
     """Longest text in tokens that the model was made for"""
     lower_case: bool = False
     truncate_dim: int | None = None
-    """How many numbers of each vector the model keeps"""
+    """Number of dimensions of each vector that the model keeps"""
     activation: str | None = None
     """Of a cross-encoder's scores"""
     model_options: Mapping[str, Any] = field(default_factory=dict)

@@ -75,12 +75,3 @@ def read_modes(config: Mapping[str, Any], *, has_prompts: bool) -> tuple[str, ..
     if has_prompts and not config.get("include_prompt", True):
         raise ValueError("The model's pooling leaves its prompts out, which is not supported.")
     return modes
-
-
-def default_modes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The pooling that sentence-transformers takes for a model without its files, by the model's
-    own config.json.
-    """
-    architecture = (config.get("architectures") or [""])[0]
-    is_causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
-    return ("lasttoken",) if is_causal else ("mean",)

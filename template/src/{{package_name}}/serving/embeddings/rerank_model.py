@@ -12,7 +12,7 @@ from ..models.checkpoint import explained
 from ..models.device import Device
 from ..models.hub import LOADING, fetch_model
 from ..models.model_errors import ContextExceeded
-from ..models.progress import weights_progress
+from ..models.progress_bar import weights_progress
 from .batched_model import THREADS, BatchedModel, slices
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ RERANK_SETTING = "INFER_RERANK_MODEL"
 
 @dataclass(frozen=True)
 class Ranking:
-    """How relevant the documents of one request are."""
+    """Relevance of the documents of one request."""
 
     scores: Sequence[float]
     """One for each document, in their order"""
@@ -66,7 +66,7 @@ class RerankModel(BatchedModel):
         *,
         truncate: bool = False,
     ) -> Ranking:
-        """How relevant each document is to the query.
+        """The relevance of each document to the query.
 
         deadline: unlimited by default. truncate: cuts pairs that are too long, at their longer side.
 

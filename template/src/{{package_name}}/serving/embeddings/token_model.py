@@ -47,7 +47,7 @@ class TokenModel(ABC, Generic[Item]):
         """An item of so many tokens, to measure with."""
 
     def too_long(self, text: str) -> str | None:
-        """What a text has too much of, where that can be told at a glance."""
+        """Excess of a text that is too long at a glance; None for other texts."""
         most = self._max_characters
         if len(text) > most and len(text) - sum(map(text.count, whitespace)) > most:
             return f"more than {most} characters"

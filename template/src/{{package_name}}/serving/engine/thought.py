@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ThoughtParams:
-    """How one sequence thinks, in tokens."""
+    """The format of the thought of one sequence, in tokens."""
 
     begins: Callable[[Sequence[int]], bool | None]
     """True if these first tokens begin a thought, None if the next ones may"""

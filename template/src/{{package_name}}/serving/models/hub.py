@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .checkpoint import find_weights, has_weights
 from .model_errors import SourceError
-from .progress import progress_bar_class
+from .progress_bar import progress_bar_class
 
 logger = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ class Entry:
     last_used: float = 0.0
     loading: asyncio.Task[Model] | None = None
     progress: str = ""
-    """How far the load has come that is under way, if that is known"""
+    """Progress of the load that is under way, if it is known"""
     unloading: asyncio.Task[None] | None = None
     failures: int = 0
     """Attempts to load it that failed, since the last one that did not"""
@@ -108,7 +108,7 @@ class ModelRegistry:
 
     @property
     def loading(self) -> dict[str, str]:
-        """How far the loads have come that are under way, by id of the model."""
+        """Progress of the loads that are under way, by id of the model."""
         entries = self._entries.items()
         return {id_: entry.progress or "started" for id_, entry in entries if entry.loading}
 

@@ -7,21 +7,24 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from ...settings import Settings
 from ..deadline import Deadline
 from ..engine.base_engine import Engine, TokenStream
 from ..engine.sampling_params import SamplingOptions, SamplingParams
+from ..engine.thought import ThoughtParams
 from ..models.admission import Admission
 from ..models.device import Device
 from ..models.hub import LOADING, fetch_model
 from ..models.model import Model
 from ..models.model_errors import ContextExceeded, DeadlineExceeded, InvalidInput, Overloaded
+from ..models.progress_bar import weights_progress
 from ..threads import run_in_pool
 from .options import ChatOptions
-from .output_parser import Chunk, FinishReason, OutputParser, TokenDecoder
+from .output_parser import Chunk, OutputParser, TokenDecoder
 from .prompt import ChatPrompt, PromptEncoder, TextPrompt
+from .thinking import Opening, ThoughtSplitter, splitter, thought_params
 from .tool_calls import SchemaRefused, ToolCallParser
 
 if TYPE_CHECKING:
@@ -66,16 +69,15 @@ class Generation:
             parser = self._parsers[index]
             logprobs = self._stream.logprobs[index][parser.count : parser.count + len(tokens)]
             chunk, stop = parser.push(tokens, logprobs)
-            if chunk.text or chunk.tool_calls or chunk.logprobs:
+            if chunk.text or chunk.thought or chunk.tool_calls or chunk.logprobs:
                 yield chunk
             if stop:
                 stopped.add(index)
                 self._engine.cancel(self._stream, index)
-                yield parser.finish("stop")
+                yield parser.finish(parser.reason("stop"), stopped=True)
             elif finished:
                 ended = bool(tokens) and tokens[-1] in self._eos_token_ids
-                reason: FinishReason = "stop" if ended else "length"
-                yield parser.finish("tool_calls" if ended and parser.calls_tools else reason)
+                yield parser.finish(parser.reason("stop" if ended else "length"))
 
 
 class ChatModel(Model):
@@ -91,6 +93,7 @@ class ChatModel(Model):
         *,
         eos_token_ids: Sequence[int],
         default_max_tokens: int,
+        max_thinking_tokens: int = 0,
         default_sampling: SamplingOptions,
         admission: Admission,
     ) -> None:
@@ -98,25 +101,33 @@ class ChatModel(Model):
         self._grammars = grammars
         self._eos_token_ids = list(eos_token_ids)
         self._default_max_tokens = default_max_tokens
+        self._max_thinking_tokens = max_thinking_tokens
         self._default_sampling = default_sampling
         self._admission = admission
         self._prompts = PromptEncoder(tokenizer, engine.max_length)
-        layout = self._prompts.layout
-        marks = f"{layout.prefix}{layout.suffix}" if layout else ""
-        self._decoder = TokenDecoder(tokenizer, visible=marks)
+        self._tokenizer = tokenizer
+        self._decoder = TokenDecoder(tokenizer)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         # Compiling a grammar can take seconds, and must not delay requests without one.
         self._grammar_executor = ThreadPoolExecutor(2, thread_name_prefix="grammar")
         self._grammars_waiting = 0
 
     @classmethod
-    def load(cls, source: str, device: Device, settings: Settings) -> Self:
-        """Reads the weights and starts the engine. Blocks."""
-        folder = fetch_model(source, "INFER_CHAT_MODEL")
-        with LOADING:
+    def load(cls, source: str, device: Device, settings: Settings, revision: str = "") -> Self:
+        """Reads the weights and starts the engine. Blocks.
+
+        revision: commit, tag or branch on the hub; empty for the newest.
+        """
+        path = fetch_model(
+            source,
+            "INFER_CHAT_MODEL",
+            revision=revision,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        with LOADING, weights_progress():
             from .loading import load_chat_model  # imports torch and transformers
 
-            parts = load_chat_model(folder, device, settings)
+            parts = load_chat_model(path, device, settings)
         engine = parts.engine
         return cls(
             parts.tokenizer,
@@ -124,6 +135,7 @@ class ChatModel(Model):
             parts.grammars,
             eos_token_ids=parts.eos_token_ids,
             default_max_tokens=settings.default_max_tokens,
+            max_thinking_tokens=settings.max_thinking_tokens,
             default_sampling=parts.default_sampling,
             admission=Admission(
                 engine.max_sequences + settings.max_queue,
@@ -170,10 +182,11 @@ class ChatModel(Model):
         admitted = resources.enter_context(self._admission.enter(estimate, options.n))
         try:
             async with asyncio.timeout_at(deadline.time):
-                grammar = await self._compile_grammar(options)
-                prompt, params = await run_in_pool(
-                    self._executor, partial(self._prepare, conversation, options, grammar)
-                )
+                encode = partial(self._encode, conversation)
+                prompt, opening = await run_in_pool(self._executor, encode)
+                grammar = await self._compile_grammar(options, opening)
+                prepare = partial(self._prepare, prompt, conversation.name, options)
+                params = await run_in_pool(self._executor, partial(prepare, grammar, opening))
         except TimeoutError as error:
             raise DeadlineExceeded(deadline.seconds) from error
         admitted.tokens = (len(prompt) + params[0].max_tokens) * options.n
@@ -182,9 +195,12 @@ class ChatModel(Model):
             OutputParser(
                 index,
                 self._decoder,
-                stop=options.stop,
+                # A call that has to be made is no text.
+                stop=() if options.must_call else options.stop,
                 min_tokens=params[index].min_tokens,
                 stop_token_ids=params[index].stop_token_ids,
+                marks=self._marks(options, opening),
+                thoughts=self._splitter(options, opening),
                 parser=self._parser(options),
             )
             for index in range(options.n)
@@ -192,14 +208,27 @@ class ChatModel(Model):
         ends = params[0].end_tokens(self._eos_token_ids)
         return Generation(len(prompt), stream, parsers, self._engine, ends)
 
+    def _marks(self, options: ChatOptions, opening: Opening) -> list[str]:
+        """The marks that the parsers of an answer look for."""
+        layout, thinking = self._prompts.layout, self._prompts.thinking
+        return [
+            *(layout.marks if layout and options.tools else ()),
+            *(thinking.marks if thinking and opening != "over" else ()),
+        ]
+
+    def _splitter(self, options: ChatOptions, opening: Opening) -> ThoughtSplitter:
+        layout = self._prompts.layout if options.tools else None
+        frame = (layout.prefix, layout.middle) if layout else None
+        return splitter(self._prompts.thinking, opening, frame)
+
     def _parser(self, options: ChatOptions) -> ToolCallParser | None:
-        if self._prompts.layout is None or not options.tools:
+        layout = self._prompts.layout
+        if layout is None or not options.tools:
             return None
-        if options.must_call:
-            return ToolCallParser(self._prompts.layout, "call")
-        if options.form is None:
-            return ToolCallParser(self._prompts.layout)
-        return ToolCallParser(self._prompts.layout, "either", [tool.name for tool in options.tools])
+        free: Literal["text", "either"] = "text" if options.form is None else "either"
+        answer = "call" if options.must_call else free
+        hidden = self._decoder.special_in(layout.marks)
+        return ToolCallParser(layout, answer, options.tools, hidden)
 
     @contextmanager
     def _generate(
@@ -215,7 +244,7 @@ class ChatModel(Model):
             timer.cancel()
             self._engine.cancel(stream)
 
-    async def _compile_grammar(self, options: ChatOptions) -> "Grammar | None":
+    async def _compile_grammar(self, options: ChatOptions, opening: Opening) -> "Grammar | None":
         """Raises InvalidInput or Overloaded."""
         if not options.tools and options.form is None:
             return None
@@ -223,20 +252,30 @@ class ChatModel(Model):
             raise Overloaded("Too many schemas wait to be compiled.")
         self._grammars_waiting += 1
         try:
-            return await run_in_pool(self._grammar_executor, partial(self._grammar, options))
+            compiling = partial(self._grammar, options, opening)
+            return await run_in_pool(self._grammar_executor, compiling)
         finally:
             self._grammars_waiting -= 1
 
-    def _prepare(
-        self,
-        conversation: ChatPrompt | TextPrompt,
-        options: ChatOptions,
-        grammar: "Grammar | None",
-    ) -> tuple[list[int], list[SamplingParams]]:
-        """The prompt's tokens and the parameters of each sequence. Blocks. Raises InvalidInput."""
+    def _encode(self, conversation: ChatPrompt | TextPrompt) -> tuple[list[int], Opening]:
+        """The prompt's tokens, and how the answer goes on. Blocks. Raises InvalidInput."""
         prompt = self._prompts.encode(conversation)
         self._check_known(prompt, conversation.name)
-        max_tokens = self._max_tokens(prompt, options, conversation.name)
+        return prompt, self._prompts.opening(conversation, prompt)
+
+    def _prepare(
+        self,
+        prompt: Sequence[int],
+        name: str,
+        options: ChatOptions,
+        grammar: "Grammar | None",
+        opening: Opening,
+    ) -> list[SamplingParams]:
+        """The parameters of each sequence. Raises InvalidInput.
+
+        name: of the prompt, for errors
+        """
+        max_tokens = self._max_tokens(prompt, options, name)
         sampling = self._default_sampling | options.sampling
         if sampling.get("min_tokens", 0) > max_tokens:
             message = f"min_tokens: the answer has at most {max_tokens}"
@@ -250,10 +289,24 @@ class ChatModel(Model):
         seed = random.getrandbits(63) if options.seed is None else options.seed
         # Answer 0 is the one that a request for a single answer with this seed would get.
         seeds = [seed, *(random.Random(f"{seed}/{i}").getrandbits(63) for i in range(1, options.n))]
-        return prompt, [
-            SamplingParams(max_tokens=max_tokens, seed=each, grammar=grammar, **sampling)
+        thought = self._thought(options, grammar, opening)
+        return [
+            SamplingParams(
+                max_tokens=max_tokens, seed=each, grammar=grammar, thought=thought, **sampling
+            )
             for each in seeds
         ]
+
+    def _thought(
+        self, options: ChatOptions, grammar: "Grammar | None", opening: Opening
+    ) -> ThoughtParams | None:
+        """The thought of each sequence, where the engine has to know of it."""
+        thinking, limit = self._prompts.thinking, self._max_thinking_tokens
+        if thinking is None or opening == "over" or not (grammar or limit):
+            return None
+        return thought_params(
+            thinking, opening, self._tokenizer, max_tokens=limit, must_call=options.must_call
+        )
 
     def _check_known(self, prompt: Sequence[int], name: str) -> None:
         """Raises InvalidInput for a token of the client's, or the tokenizer's, that the model lacks.
@@ -279,9 +332,10 @@ class ChatModel(Model):
             raise ContextExceeded(limit, however, options.max_tokens_name)
         return asked or min(room, self._default_max_tokens)
 
-    def _grammar(self, options: ChatOptions) -> "Grammar | None":
+    def _grammar(self, options: ChatOptions, opening: Opening) -> "Grammar | None":
         """The grammar of the answer; None for free text. Raises InvalidInput."""
         form = options.form
+        thinking = self._prompts.thinking if opening != "over" else None
         if options.tools:
             if self._prompts.layout is None:
                 raise InvalidInput(
@@ -294,6 +348,7 @@ class ChatModel(Model):
                     free_text=not options.must_call,
                     parallel=options.parallel_tool_calls,
                     form=form,
+                    thinking=thinking,
                 )
             except SchemaRefused as error:
                 raise InvalidInput(f"{error.param}: {error}", error.param) from error
@@ -302,6 +357,6 @@ class ChatModel(Model):
         if form is None:
             return None
         try:
-            return self._grammars.form(form)
+            return self._grammars.form(form, thinking)
         except ValueError as error:
             raise InvalidInput(f"{form.param}: {error}", form.param) from error

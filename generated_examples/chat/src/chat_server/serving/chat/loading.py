@@ -1,4 +1,4 @@
-"""Reads a chat model from its folder and makes the engine for it."""
+"""Makes a chat model ready: its weights, and the engine that suits them."""
 
 import gc
 import logging
@@ -6,16 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
 
 from ...settings import Settings
 from ..engine.base_engine import Engine
@@ -30,8 +23,10 @@ from ..engine.self_check import (
     plain_logits,
 )
 from ..engine.sequential import SequentialEngine
+from ..models.checkpoint import read_object
 from ..models.device import Device
 from .grammar_compiler import GrammarCompiler
+from .weights import end_tokens_of, read_chat_model, recommended_sampling
 
 logger = logging.getLogger(__name__)
 
@@ -53,24 +48,14 @@ class ChatParts:
     """The sampling that the model's generation_config.json recommends"""
 
 
-def load_chat_model(folder: Path, device: Device, settings: Settings) -> ChatParts:
-    """Raises ValueError for a model without a chat template or with a broken one, OSError for
-    missing files, and whatever transformers raises for corrupt ones.
-    """
-    disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"{folder} has no fast tokenizer (tokenizer.json)")
-    if not tokenizer.chat_template:
-        raise ValueError(f"{folder} has no chat template: a base model cannot chat")
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=device.dtype, output_loading_info=True
-    )
-    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
-        raise ValueError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
-    model = model.to(device.torch_device).eval()
+def load_chat_model(path: Path, device: Device, settings: Settings) -> ChatParts:
+    """The parts of a chat model, ready to answer. path: its folder or its GGUF file.
 
-    eos_token_ids = as_list(model.generation_config.eos_token_id) or as_list(tokenizer.eos_token_id)
+    Raises what `read_chat_model` raises.
+    """
+    weights = read_chat_model(path, device, trust_remote_code=settings.trust_remote_code)
+    tokenizer, model = weights.tokenizer, weights.model
+    eos_token_ids = end_tokens_of(model, tokenizer, read_object(path / "config.json"))
     vocabulary = model.config.get_text_config().vocab_size
     return ChatParts(
         tokenizer=tokenizer,
@@ -80,13 +65,6 @@ def load_chat_model(folder: Path, device: Device, settings: Settings) -> ChatPar
         eos_token_ids=eos_token_ids,
         default_sampling=recommended_sampling(model.generation_config),
     )
-
-
-def recommended_sampling(config: GenerationConfig) -> SamplingOptions:
-    values = {name: getattr(config, name, None) for name in ("temperature", "top_p", "top_k")}
-    given: Any = {name: value for name, value in values.items() if value is not None}
-    options: SamplingOptions = given
-    return options
 
 
 def make_engine(
@@ -154,9 +132,3 @@ def checked_engine(
         raise
     logger.info("batch proved right in %.2f s", plain_seconds + time.monotonic() - started)
     return engine
-
-
-def as_list(token_ids: int | list[int] | None) -> list[int]:
-    if token_ids is None:
-        return []
-    return [token_ids] if isinstance(token_ids, int) else list(token_ids)

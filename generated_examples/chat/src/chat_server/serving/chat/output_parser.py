@@ -1,6 +1,7 @@
 """From the tokens of one sequence to the pieces that the client gets."""
 
 import re
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..engine.sampling_params import TokenLogprob
 from .text import Detokenizer, StopMatcher
-from .tool_calls import ToolCallDelta, ToolCallParser
+from .thinking import NoThoughts, Piece, ThoughtSplitter
+from .tool_calls import ToolCallDelta, ToolCallParser, add_pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,6 +41,9 @@ class Chunk:
     completion_tokens: int
     """Tokens generated so far"""
     text: str = ""
+    thought: str = ""
+    thought_tokens: int = 0
+    """Those of the tokens so far that belong to a thought, marks included"""
     tool_calls: Sequence[ToolCallDelta] = ()
     logprobs: Sequence[LogprobEntry] = ()
     finish_reason: FinishReason | None = None
@@ -47,14 +52,25 @@ class Chunk:
 class TokenDecoder:
     """The texts and bytes of a model's tokens."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", visible: str) -> None:
-        """Special tokens have no text, except those that occur in `visible`."""
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
         self.tokenizer = tokenizer
-        self.hidden: Collection[int] = {
-            token
+        self._special = {
+            token: str(added)
             for token, added in tokenizer.added_tokens_decoder.items()
-            if added.special and str(added) not in visible
+            if added.special
         }
+
+    def hidden(self, marks: Collection[str]) -> Collection[int]:
+        """The special tokens that have no text: all but those that occur in a mark."""
+        return [
+            token
+            for token, text in self._special.items()
+            if not any(text in mark for mark in marks)
+        ]
+
+    def special_in(self, marks: Collection[str]) -> list[str]:
+        """The special tokens that occur in a mark."""
+        return [text for text in self._special.values() if any(text in mark for mark in marks)]
 
     def describe(self, token: int, logprob: float) -> TokenText:
         text = str(self.tokenizer.decode([token]))
@@ -82,7 +98,7 @@ def byte_level_alphabet() -> dict[str, int]:
 
 
 class OutputParser:
-    """Reads one sequence: text without stop strings, tool calls, logprobs."""
+    """Reads one sequence: thoughts, text without stop strings, tool calls, logprobs of the text."""
 
     def __init__(
         self,
@@ -92,63 +108,131 @@ class OutputParser:
         stop: Sequence[str] = (),
         min_tokens: int = 0,
         stop_token_ids: Collection[int] = (),
+        marks: Collection[str] = (),
+        thoughts: ThoughtSplitter | None = None,
         parser: ToolCallParser | None = None,
     ) -> None:
+        """marks: what `thoughts` and `parser` look for; its special tokens have text."""
         self.index = index
         self.count = 0
         """Tokens read so far"""
         self._vocabulary = vocabulary
-        hidden = {*vocabulary.hidden, *stop_token_ids}
-        self._detokenizer = Detokenizer(vocabulary.tokenizer.backend_tokenizer, hidden)
+        self._hidden = {*vocabulary.hidden(marks), *stop_token_ids}
+        self._detokenizer = Detokenizer(vocabulary.tokenizer.backend_tokenizer, self._hidden)
         self._matcher = StopMatcher(stop)
         self._min_tokens = min_tokens
+        self._thoughts = thoughts or NoThoughts()
         self._parser = parser
         self._decoded = 0
         """Characters decoded so far"""
+        self._split = 0
+        """Characters of them that are known to be thought or text"""
+        self._unsplit: deque[tuple[int, LogprobEntry | None]] = deque()
+        """Start of each token from there on"""
+        self._thought_tokens = 0
+        self._said = 0
+        """Characters of text and calls so far"""
         self._shown = 0
-        """Characters of them that are past the stop strings"""
+        """Characters of text that are past the stop strings"""
         self._logprobs: list[tuple[int, LogprobEntry]] = []
-        """Start of each token's text; entries wait here until that text is shown."""
+        """Start of each token in the text; entries wait here until that text is shown."""
 
-    @property
-    def calls_tools(self) -> bool:
-        return self._parser is not None and self._parser.calls > 0
+    def reason(self, reason: FinishReason) -> FinishReason:
+        """The reason for an end, given what the tokens say: a call that is cut off is no call."""
+        parser = self._parser
+        if parser is None or reason == "length" or not (parser.calls or parser.must_call):
+            return reason
+        return "tool_calls" if parser.complete else "length"
 
     def push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> tuple[Chunk, bool]:
         """The piece that the tokens add to the answer, and whether a stop string has ended it.
 
         logprobs: of the same tokens; empty if the request does not ask for them.
         """
-        shown = ""
+        shown = thought = ""
+        calls: list[ToolCallDelta] = []
         for position, token in enumerate(tokens):
             self.count += 1
-            if logprobs:
-                self._logprobs.append((self._decoded, self._describe(logprobs[position])))
+            shows = bool(logprobs) and token not in self._hidden
+            entry = self._describe(logprobs[position]) if shows else None
+            self._unsplit.append((self._decoded, entry))
             text = self._detokenizer.push(token)
             self._decoded += len(text)
+            text, more = self._take(self._thoughts.push(text))
+            thought += more
+            text = self._read_calls(text, calls)
             if self.count <= self._min_tokens:
                 shown += text
                 continue
             text, stopped = self._matcher.push(text)
             shown += text
             if stopped:
-                return self._chunk(shown), True
-        return self._chunk(shown), False
+                return self._chunk(shown, thought, calls, stopped=True), True
+        return self._chunk(shown, thought, calls), False
 
-    def finish(self, reason: FinishReason) -> Chunk:
-        """The last piece, with the text that was held back."""
-        return self._chunk(self._matcher.flush(), reason)
+    def finish(self, reason: FinishReason, *, stopped: bool = False) -> Chunk:
+        """The last piece, with the text that was held back.
 
-    def _chunk(self, text: str, reason: FinishReason | None = None) -> Chunk:
-        self._shown += len(text)
+        stopped: by a stop string, after which nothing is shown.
+        """
         calls: list[ToolCallDelta] = []
+        if stopped:
+            return self._chunk("", "", calls, reason, stopped=True)
+        text, thought = self._take(self._thoughts.flush())
+        text = self._read_calls(text, calls)
         if self._parser:
-            text, calls = self._parser.push(text)
-            text += self._parser.flush() if reason else ""
+            text += self._parser.flush(cut_off=reason == "length")
+        text, ended = self._matcher.push(text)
+        text += "" if ended else self._matcher.flush()
+        return self._chunk(text, thought, calls, reason)
+
+    def _read_calls(self, text: str, calls: list[ToolCallDelta]) -> str:
+        """The plain text of a text. Its pieces of calls come to `calls`."""
+        if self._parser is None:
+            return text
+        text, more = self._parser.push(text)
+        add_pieces(calls, more)
+        return text
+
+    def _take(self, pieces: Sequence[Piece]) -> tuple[str, str]:
+        """The text and the thought of the pieces; and says of each token to which it belongs."""
+        for piece in pieces:
+            begin, self._split = self._split, self._split + piece.length
+            while self._unsplit and self._unsplit[0][0] < self._split:
+                start, entry = self._unsplit.popleft()
+                self._thought_tokens += piece.kind == "thought"
+                if piece.kind == "text" and entry:
+                    self._logprobs.append((self._said + start - begin, entry))
+            self._said += len(piece.text) if piece.kind == "text" else 0
+        return (
+            "".join(piece.text for piece in pieces if piece.kind == "text"),
+            "".join(piece.text for piece in pieces if piece.kind == "thought"),
+        )
+
+    def _chunk(
+        self,
+        text: str,
+        thought: str,
+        calls: Sequence[ToolCallDelta],
+        reason: FinishReason | None = None,
+        *,
+        stopped: bool = False,
+    ) -> Chunk:
+        # Calls come after all text, so that its characters have the same places with them.
+        self._shown = self._shown + len(text) if stopped else self._said - self._matcher.held
         ready = sum(begin < self._shown for begin, _ in self._logprobs)
         entries = [entry for _, entry in self._logprobs[:ready]]
         del self._logprobs[:ready]
-        return Chunk(self.index, self.count, text, calls, entries, reason)
+        return Chunk(
+            self.index,
+            self.count,
+            text=text,
+            thought=thought,
+            thought_tokens=self._thought_tokens,
+            tool_calls=calls,
+            logprobs=entries,
+            finish_reason=reason,
+        )
 
     def _describe(self, entry: TokenLogprob) -> LogprobEntry:
         describe = self._vocabulary.describe

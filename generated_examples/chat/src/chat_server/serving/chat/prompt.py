@@ -1,24 +1,33 @@
 """From a conversation to the prompt's tokens, by the model's own chat template."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..models.model_errors import ContextExceeded, InvalidInput, Unavailable
-from .tool_calls import ToolLayout, read_layout
+from .thinking import Opening, ThinkingFormat, find_thinking, opening_inside, opening_of
+from .tool_formats import ToolLayout, calling, read_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
+PROBE_TEXT = "qzvx"
+
 PROBE_TOOL = {
     "type": "function",
     "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
 }
 
+
+TAIL = 64
+"""Tokens at the end of a prompt that may hold the beginning of a thought"""
 
 PROTECTED = frozenset(
     (
@@ -87,21 +96,72 @@ class TextPrompt:
         return len(self.given) // 4 if isinstance(self.given, str) else len(self.given)
 
 
-def with_objects(conversation: ChatPrompt) -> ChatPrompt:
-    """The conversation with arguments of calls as objects, over which some templates iterate."""
+def with_arguments(conversation: ChatPrompt, change: Callable[[Any], Any]) -> ChatPrompt:
+    """The conversation with the arguments of its calls in another form."""
     messages = [dict(message) for message in conversation.messages]
     for message in messages:
         if calls := message.get("tool_calls"):
             message["tool_calls"] = [
-                call | {"function": call["function"] | {"arguments": as_object(call)}}
+                call
+                | {
+                    "function": call["function"]
+                    | {"arguments": change(call["function"]["arguments"])}
+                }
                 for call in calls
             ]
     return replace(conversation, messages=messages)
 
 
-def as_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    arguments = call["function"]["arguments"]
+def in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with its text as a list of parts, of which there is one."""
+    content = message.get("content")
+    if not isinstance(content, str):
+        return dict(message)
+    return {**message, "content": [{"type": "text", "text": content}]}
+
+
+def with_objects(conversation: ChatPrompt) -> ChatPrompt:
+    """The conversation with arguments of calls as objects, over which some templates iterate."""
+    return with_arguments(conversation, as_object)
+
+
+def as_object(arguments: Any) -> Any:
     return {"raw": arguments} if isinstance(arguments, str) else arguments
+
+
+def as_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def with_short_ids(conversation: ChatPrompt) -> ChatPrompt:
+    """The conversation with ids of calls of nine letters and digits, each in all of its places."""
+    messages = [dict(message) for message in conversation.messages]
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [call | {"id": short_id(call["id"])} for call in calls]
+        if "tool_call_id" in message:
+            message["tool_call_id"] = short_id(message["tool_call_id"])
+    return replace(conversation, messages=messages)
+
+
+def short_id(id_: str) -> str:
+    if re.fullmatch("[A-Za-z0-9]{9}", id_):
+        return id_
+    return hashlib.sha256(id_.encode()).hexdigest()[:9]
+
+
+def variants(conversation: ChatPrompt, *, texts: bool) -> Iterator[ChatPrompt]:
+    """The conversation as it is, then in the forms that some templates want.
+
+    Some iterate over arguments, DeepSeek's append them to a text, Mistral's refuse longer ids.
+
+    texts: the template takes arguments as text alone
+    """
+    yield conversation
+    changed = with_arguments(conversation, as_text) if texts else with_objects(conversation)
+    yield changed
+    if any("tool_calls" in message or "tool_call_id" in message for message in changed.messages):
+        yield with_short_ids(changed)
 
 
 class PromptEncoder:
@@ -131,7 +191,27 @@ class PromptEncoder:
             raise
         except Exception:
             reads_tools = False
-        return read_layout(render) if reads_tools else None
+        return read_layout(render, self._template, self.thinking) if reads_tools else None
+
+    @cached_property
+    def thinking(self) -> ThinkingFormat | None:
+        """The format of the model's thoughts; None if the template says nothing of thoughts."""
+        return find_thinking(self._template)
+
+    @property
+    def _template(self) -> str:
+        template = self._tokenizer.chat_template
+        named = template.values() if isinstance(template, dict) else [template]
+        return "\n".join(map(str, named))
+
+    def opening(self, conversation: ChatPrompt | TextPrompt, tokens: Sequence[int]) -> Opening:
+        """State of the thought when the answer to the conversation, of these tokens, begins."""
+        if self.thinking is None or isinstance(conversation, TextPrompt):
+            return "over"
+        if conversation.continue_final_message:
+            text = str(conversation.messages[-1].get("content") or "")
+            return opening_inside(self.thinking, text)
+        return opening_of(self.thinking, self.decode(tokens[-TAIL:]))
 
     def encode(self, conversation: ChatPrompt | TextPrompt) -> list[int]:
         """The prompt's tokens. Blocks.
@@ -141,19 +221,7 @@ class PromptEncoder:
         """
         if isinstance(conversation, TextPrompt):
             return self._encode_raw(conversation)
-        try:
-            text = self._render_strictly(conversation)
-        # Templates compute with the messages, and can raise anything.
-        except Exception as error:
-            try:
-                text = self._render_strictly(with_objects(conversation))
-            except Exception:
-                if self._is_broken:
-                    raise Unavailable("The model's chat template does not work.") from error
-                raise InvalidInput(
-                    f"The model's chat template refuses these messages: {str(error)[:500]}",
-                    conversation.name,
-                ) from error
+        text = self._render_somehow(conversation)
         self._check_characters(text, conversation.name)
         # The template writes the special tokens itself.
         tokens = list(self._tokenizer.encode(text, add_special_tokens=False))
@@ -161,6 +229,22 @@ class PromptEncoder:
             message = "The model's chat template makes an empty prompt of these messages."
             raise InvalidInput(message, conversation.name)
         return tokens
+
+    def _render_somehow(self, conversation: ChatPrompt) -> str:
+        """The text of the first variant that the template takes. Raises as `encode` does."""
+        first: Exception | None = None
+        for variant in variants(conversation, texts=self._wants_texts):
+            try:
+                return self._render_strictly(variant)
+            # Templates compute with the messages, and can raise anything.
+            except Exception as error:
+                first = first or error
+        if self._is_broken:
+            raise Unavailable("The model's chat template does not work.") from first
+        raise InvalidInput(
+            f"The model's chat template refuses these messages: {str(first)[:500]}",
+            conversation.name,
+        ) from first
 
     def _encode_raw(self, prompt: TextPrompt) -> list[int]:
         if not isinstance(prompt.given, str):
@@ -179,6 +263,19 @@ class PromptEncoder:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens))
+
+    @cached_property
+    def _wants_texts(self) -> bool:
+        """True if the template refuses arguments of calls as objects, but not as text."""
+
+        def takes(message: Mapping[str, Any]) -> bool:
+            try:
+                self._render(ChatPrompt([{"role": "user", "content": "q"}, message]), False)
+            except Exception:
+                return False
+            return True
+
+        return not takes(calling("f")) and takes(calling("f", as_text=True))
 
     @cached_property
     def _is_broken(self) -> bool:
@@ -205,9 +302,29 @@ class PromptEncoder:
         return str(self._tokenizer.convert_ids_to_tokens(id_))
 
     def _render(self, conversation: ChatPrompt, with_head: bool) -> str:
+        return self._apply(conversation, with_head, as_parts=self._reads_parts)
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """True if the template leaves out a text that is not in parts, as those of older models
+        that read images too do, without an error."""
+
+        def renders(as_parts: bool) -> bool:
+            try:
+                return PROBE_TEXT in self._apply(probe, True, as_parts=as_parts)
+            except Exception:
+                return False
+
+        probe = ChatPrompt([{"role": "user", "content": PROBE_TEXT}])
+        return not renders(False) and renders(True)
+
+    def _apply(self, conversation: ChatPrompt, with_head: bool, *, as_parts: bool) -> str:
+        messages = [dict(message) for message in conversation.messages]
+        if as_parts:
+            messages = [in_parts(message) for message in messages]
         return str(
             self._tokenizer.apply_chat_template(
-                [dict(message) for message in conversation.messages],
+                messages,
                 tools=[dict(tool) for tool in conversation.tools] or None,
                 tokenize=False,
                 add_generation_prompt=with_head,

@@ -42,6 +42,11 @@ class StopMatcher:
         self._stops = stops
         self._held = ""
 
+    @property
+    def held(self) -> int:
+        """Number of characters that are held back"""
+        return len(self._held)
+
     def push(self, text: str) -> tuple[str, bool]:
         """The text that is safe to show, and whether a stop string has ended the answer."""
         text = self._held + text

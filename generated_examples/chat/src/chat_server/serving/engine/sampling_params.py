@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
     from .grammar import Grammar
+    from .thought import ThoughtParams
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class SamplingParams:
     """Number of alternatives to report for each token; None reports no logprobs at all."""
     grammar: "Grammar | None" = None
     """Restricts the tokens of the answer; None for free text"""
+    thought: "ThoughtParams | None" = None
+    """A thought before the answer, where it matters to the grammar or has a limit"""
 
     def end_tokens(self, eos_token_ids: Sequence[int]) -> list[int]:
         """The tokens that end the answer, given the model's own."""

@@ -29,6 +29,12 @@ def event(data: BaseModel) -> bytes:
     return b"data: " + data.model_dump_json(exclude_none=True).encode() + b"\n\n"
 
 
+def named_event(name: str, data: BaseModel) -> bytes:
+    """`data` as one event with a name. Fields that were never set are left out; others may be null."""
+    text = data.model_dump_json(exclude_unset=True, by_alias=True, serialize_as_any=True)
+    return f"event: {name}\ndata: {text}\n\n".encode()
+
+
 class EventStream(StreamingResponse):
     """A stream of events that proxies do not buffer, with a comment after each long silence.
 

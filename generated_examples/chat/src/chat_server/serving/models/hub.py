@@ -1,17 +1,25 @@
 """The files of a model: in a folder of this machine, or from the hub."""
 
 import errno
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from .checkpoint import find_weights, has_weights
 from .model_errors import SourceError
+from .progress_bar import progress_bar_class
+
+logger = logging.getLogger(__name__)
 
 LOADING = threading.Lock()
 """Held while one model is read and made ready; downloads go on beside it. A thread that imports
 transformers while another one does finds half of it, and what a load measures it measures alone.
 """
-WEIGHTS_AND_CONFIG = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+WEIGHTS_AND_CONFIG = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
+OTHER_FORMATS = ["original/*", "metal/*", "onnx/*", "openvino/*", "consolidated*"]
+"""The same weights once more, as other programs read them"""
 
 LOCAL = ("/", "./", "../", "~")
 """Beginnings of a path, which no hub id has"""
@@ -20,46 +28,88 @@ LOCAL = ("/", "./", "../", "~")
 def served_id(source: str) -> str:
     """The name that clients use: the hub id, or the last part of a local folder's path."""
     folder = Path(source).expanduser()
-    return folder.resolve().name if folder.is_dir() or source.startswith(LOCAL) else source
+    return folder.resolve().name if folder.exists() or source.startswith(LOCAL) else source
 
 
-def fetch_model(source: str, setting: str) -> Path:
-    """The folder of the model's files, downloaded first if it is a hub id. Blocks.
+def fetch_model(
+    source: str, setting: str, *, revision: str = "", trust_remote_code: bool = False
+) -> Path:
+    """The folder of the model's files, or its GGUF file, downloaded first if `source` is a hub id.
+    Blocks.
 
-    `setting` is the variable that names the model. Raises SourceError.
+    Args:
+        setting: the variable that names the model.
+        revision: commit, tag or branch on the hub; empty for the newest.
+        trust_remote_code: Python code of the model belongs to its files.
+
+    Raises SourceError.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        if folder.exists():
-            raise SourceError("it is a file and not a folder", f"set {setting}=<folder>")
+    path = Path(source).expanduser()
+    if not path.exists():
         if source.startswith(LOCAL):
             raise SourceError("its folder does not exist", f"set {setting}=<folder that exists>")
-        folder = download(source, setting)
-    if missing := missing_part(folder):
+        path = download(source, setting, revision, trust_remote_code)
+    elif revision:
         raise SourceError(
-            f"it is not a model that transformers can read, as it has no {missing}",
-            f"look into {folder}, or set {setting}=<another model or a folder>",
+            "it is a folder, which has no revisions",
+            f"unset {setting}_REVISION, or set {setting}=<hub id>",
+        )
+    if trust_remote_code:
+        logger.warning("INFER_TRUST_REMOTE_CODE is on: code that comes with %s may run", source)
+    return find_weights(path, setting)
+
+
+def download(hub_id: str, setting: str, revision: str, trust_remote_code: bool) -> Path:
+    """The folder that holds the files of a model on the hub. Blocks. Raises SourceError."""
+    patterns = [*WEIGHTS_AND_CONFIG, *(["*.py"] if trust_remote_code else [])]
+    try:
+        folder = snapshot(hub_id, revision, patterns)
+        if older := [f"{prefix}*.bin" for prefix in without_safetensors(folder)]:
+            snapshot(hub_id, folder.name, older)  # of the same commit
+    except Exception as error:
+        raise hub_failure(hub_id, setting, error) from error
+    logger.info("the files of %s are those of revision %s", hub_id, folder.name)
+    if not has_weights(folder) and (names := gguf_on_hub(hub_id, folder.name)):
+        raise SourceError(
+            "its repository holds GGUF files, of which one has to be chosen",
+            f"hf download {hub_id} {names[0]}, or another of the {len(names)}, and set "
+            f"{setting}=<the path that it prints>",
         )
     return folder
 
 
-def missing_part(folder: Path) -> str | None:
-    """The first necessary part that the folder of a model lacks; None if it is complete."""
-    if not (folder / "config.json").is_file():
-        return "config.json"
-    if not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
-        return "weights (*.safetensors)"
-    return None
-
-
-def download(hub_id: str, setting: str) -> Path:
-    """The folder that holds the files of a model on the hub. Blocks. Raises SourceError."""
+def snapshot(hub_id: str, revision: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=WEIGHTS_AND_CONFIG))
-    except Exception as error:
-        raise hub_failure(hub_id, setting, error) from error
+    return Path(
+        snapshot_download(
+            hub_id,
+            revision=revision or None,
+            allow_patterns=list(patterns),
+            ignore_patterns=OTHER_FORMATS,
+            tqdm_class=progress_bar_class(),
+        )
+    )
+
+
+def without_safetensors(folder: Path) -> Iterator[str]:
+    """Beginnings of the names of weights that a repository holds as *.bin, if it holds them."""
+    if not any(folder.glob("*.safetensors")):
+        yield "pytorch_model"
+    modules = (*folder.glob("0_*"), *folder.glob("*_Dense"), *folder.glob("*_LayerNorm"))
+    for module in sorted(modules):
+        if not any(module.glob("*.safetensors")):
+            yield f"{module.name}/"
+
+
+def gguf_on_hub(hub_id: str, revision: str) -> list[str]:
+    """The GGUF files of a repository; none where the hub cannot be asked."""
+    from huggingface_hub import list_repo_files
+
+    with suppress(Exception):
+        files = list_repo_files(hub_id, revision=revision)
+        return sorted(file for file in files if file.endswith(".gguf"))
+    return []
 
 
 def hub_failure(hub_id: str, setting: str, error: Exception) -> SourceError:
@@ -100,7 +150,8 @@ def known_failure(hub_id: str, setting: str, error: BaseException) -> SourceErro
             return SourceError("it is disabled on the hub", f"{page} says why; {other}")
         case errors.RevisionNotFoundError():
             return SourceError(
-                "the hub has no such revision of it", f"{page}/commits/main lists them"
+                "the hub has no such revision of it",
+                f"set {setting}_REVISION to one of those that {page}/commits/main lists",
             )
         case errors.HFValidationError():
             return SourceError("it is neither a folder nor the id of a model on the hub", other)

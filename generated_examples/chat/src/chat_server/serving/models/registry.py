@@ -17,6 +17,7 @@ from ..threads import gc_paused, run_in_thread
 from .device import Device
 from .model import Model, ModelSpec
 from .model_errors import LoadFailed, SourceError, StillLoading, Unavailable, UnknownModel
+from .progress import progress_told_to
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class Entry:
     users: int = 0
     last_used: float = 0.0
     loading: asyncio.Task[Model] | None = None
+    progress: str = ""
+    """Progress of the load that is under way, if it is known"""
     unloading: asyncio.Task[None] | None = None
     failures: int = 0
     """Attempts to load it that failed, since the last one that did not"""
@@ -102,6 +105,18 @@ class ModelRegistry:
     def dead(self) -> list[str]:
         """Ids of the loaded models that can no longer answer."""
         return [id_ for id_, entry in self._entries.items() if entry.dead]
+
+    @property
+    def loading(self) -> dict[str, str]:
+        """Progress of the loads that are under way, by id of the model."""
+        entries = self._entries.items()
+        return {id_: entry.progress or "started" for id_, entry in entries if entry.loading}
+
+    @property
+    def load_failures(self) -> dict[str, str]:
+        """Why the models that could not be loaded at the last attempt could not, by id."""
+        entries = self._entries.items()
+        return {id_: entry.reason or "see the log" for id_, entry in entries if entry.failures}
 
     def spec(self, name: str) -> ModelSpec:
         """The model with this id or alias. Raises UnknownModel."""
@@ -226,7 +241,7 @@ class ModelRegistry:
             entry.failed(error)
             raise load_failed(entry) from error
         finally:
-            entry.loading = None
+            entry.loading, entry.progress = None, ""
         entry.model = model
         entry.last_used = time.monotonic()
         entry.failures = 0
@@ -235,7 +250,12 @@ class ModelRegistry:
         return model
 
     def _load_blocking(self, spec: ModelSpec) -> Model:
-        with gc_paused():
+
+        def tell(text: str) -> None:
+            logger.info("loading %s: %s", spec.id, text)
+            self._entries[spec.id].progress = text
+
+        with gc_paused(), progress_told_to(tell):
             model = spec.load(self.device)
         if self._closed:
             model.unload()

@@ -10,7 +10,7 @@ import math
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,10 @@ from ..engine.grammar import Grammar
 from .grammar_trial import compiled, survives_trial
 from .options import OutputFormat
 from .schema_relaxing import DOUBTFUL, MAX_MULTIPLE, Relaxer, digits
-from .tool_calls import SchemaRefused, Tool, ToolLayout
+from .thinking import ThinkingFormat
+from .tool_arguments import JSONArguments, unenforced
+from .tool_calls import SchemaRefused, Tool
+from .tool_formats import ToolLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -100,9 +103,12 @@ class GrammarCompiler:
         """
         return self._compile("start: " + json_rule(schema, strict=strict))
 
-    def form(self, form: OutputFormat) -> Grammar:
-        """Raises ValueError as `json_schema` does."""
-        return self._compile("start: " + form_rule(form))
+    def form(self, form: OutputFormat, thinking: ThinkingFormat | None = None) -> Grammar:
+        """thinking: the format of a thought that may come before.
+
+        Raises ValueError as `json_schema` does.
+        """
+        return self._compile(f"start: {self._lead(thinking)}{form_rule(form)}")
 
     def tool_calls(
         self,
@@ -112,15 +118,17 @@ class GrammarCompiler:
         free_text: bool,
         parallel: bool,
         form: OutputFormat | None = None,
+        thinking: ThinkingFormat | None = None,
     ) -> Grammar:
         """Calls of the tools, one or (parallel) more.
 
         free_text: any text, and once the trigger has been written, nothing but calls to the end;
             or with a form either calls or a text of that form.
+        thinking: the format of a thought that may come before.
         Raises SchemaRefused for the tool that is to blame, ValueError as `json_schema` does.
         """
         try:
-            return self._tool_calls(layout, tools, free_text, parallel, form)
+            return self._tool_calls(layout, tools, free_text, parallel, form, thinking)
         except SchemaRefused:
             raise
         except ValueError as refusal:
@@ -139,31 +147,88 @@ class GrammarCompiler:
         free_text: bool,
         parallel: bool,
         form: OutputFormat | None,
+        thinking: ThinkingFormat | None,
     ) -> Grammar:
-        rules = [f"tool_{i}: {self._tool(layout, tool)}" for i, tool in enumerate(tools)]
+        lead = self._lead(thinking)
+        writer = RuleWriter(self._literal)
+        rules = [f"tool_{i}: {self._tool(layout, tool, writer)}" for i, tool in enumerate(tools)]
+        rules += writer.rules
         rules.append("tool: " + " | ".join(f"tool_{i}" for i in range(len(tools))))
         between = layout.between if parallel else None
         more = f"({self._literal(between)} tool)*" if between else ""
         rules.append(f"calls: tool {more} {self._literal(layout.suffix)}")
-        if not free_text:
-            rules.append(f"start: {self._literal(layout.prefix)} calls")
+        if thinking and thinking.channels:
+            rules.append(self._channels(layout, thinking, free_text, form))
+        elif not free_text:
+            rules.append(f"start: {lead}{self._literal(layout.prefix)} calls")
         elif form:
             rules.append(f"form: {form_rule(form)}")
-            rules.append(f"start: form | {self._literal(layout.prefix)} calls")
+            rules.append(f"start: {lead}(form | {self._literal(layout.prefix)} calls)")
+        elif layout.leads_answer:
+            # Text that begins in any other way, after white space that may stand before a call.
+            rules.append(f"start: /\\s+/? ({self._literal(layout.prefix)} calls | plain)?")
+            rules.append(f"plain: /{other_than(layout.trigger)}/ {self._any_text()}")
         else:
             rest = self._literal(layout.prefix.removeprefix(layout.trigger))
             rules.append(f"start: free (TEXT? | trigger {rest} calls)")
             rules.append(self._free_text(layout.trigger))
         return self._compile("\n".join(rules))
 
-    def _tool(self, layout: ToolLayout, tool: Tool) -> str:
+    def _lead(self, thinking: ThinkingFormat | None) -> str:
+        """The part of the grammar before an answer of a given form.
+
+        The engine takes a thought in tags out of the grammar, and leaves the lines after it. The
+        marks of channels are the grammar's.
+        """
+        if thinking is None:
+            return ""
+        if not thinking.channels:
+            return r'("\n" | "\n\n")? '
+        begin = self._literal(thinking.begin)
+        end = self._literal(f"{thinking.end}<|start|>assistant")
+        final = self._literal("<|channel|>final<|message|>")
+        return f"({begin} /(?s:.+)/? {end})? {final} "
+
+    def _channels(
+        self,
+        layout: ToolLayout,
+        thinking: ThinkingFormat,
+        free_text: bool,
+        form: OutputFormat | None,
+    ) -> str:
+        """The rule of an answer in channels: a thought, then a call or a message for the user."""
+        begin = self._literal(thinking.begin)
+        next_message = self._literal(f"{thinking.end}<|start|>assistant")
+        thought = f"({begin} /(?s:.+)/? {next_message})?"
+        call = f"{self._literal(layout.prefix)} calls"
+        if not free_text:
+            return f"start: {thought} {call}"
+        final = self._literal("<|channel|>final<|message|>")
+        if form:
+            return f"form: {form_rule(form)}\nstart: {thought} ({call} | {final} form)"
+        # A message before a call, as models announce them.
+        note = f"({self._literal('<|channel|>commentary<|message|>')} /(?s:.+)/? {next_message})?"
+        return f"start: {thought} ({note} {call} | {final} /(?s:.+)/?)"
+
+    def _any_text(self) -> str:
+        specials = ",".join(map(str, self._special_tokens.values()))
+        return f"(/(?s:.+)/? <[{specials}]>)* /(?s:.+)/?" if specials else "/(?s:.+)/?"
+
+    def _tool(self, layout: ToolLayout, tool: Tool, writer: "RuleWriter") -> str:
         kind = tool.parameters.get("type", "object")
         if kind != "object":
             raise SchemaRefused(tool, "The parameters are not an object.")
+        style = layout.arguments
+        writer.strict = tool.strict
         try:
-            arguments = json_rule({**tool.parameters, "type": "object"}, strict=tool.strict)
+            check_size(tool.parameters)
+            if tool.strict and not isinstance(style, JSONArguments):
+                unenforced(style, tool.parameters)
+            arguments = style.grammar(tool.parameters, writer)
         except ValueError as error:
             raise SchemaRefused(tool, str(error)) from error
+        except (TypeError, AttributeError) as error:  # keywords with values of other types
+            raise SchemaRefused(tool, "The schema is not a JSON schema.") from error
         return f"{self._literal(tool.name + layout.middle)} {arguments}"
 
     def _free_text(self, trigger: str) -> str:
@@ -218,6 +283,42 @@ class GrammarCompiler:
             if len(self._cache) > CACHE_SIZE:
                 self._cache.popitem(last=False)
         return grammar
+
+
+class RuleWriter:
+    """Collects the rules of arguments."""
+
+    def __init__(self, literal: Callable[[str], str]) -> None:
+        self.rules: list[str] = []
+        self.strict = True
+        self.literal = literal
+
+    def json(self, schema: Mapping[str, Any]) -> str:
+        return json_rule(schema, strict=self.strict)
+
+    def rule(self, definition: str, *, lazy: bool = False) -> str:
+        name = f"part_{len(self.rules)}"
+        self.rules.append(f"{name}{'[lazy]' if lazy else ''}: {definition}")
+        return name
+
+    def recursive(self, definition: Callable[[str], str]) -> str:
+        name = f"part_{len(self.rules)}"
+        self.rules.append(f"{name}: {definition(name)}")
+        return name
+
+
+def other_than(mark: str) -> str:
+    """A regular expression of texts that begin neither with the mark nor with white space."""
+    begins = [f"[^\\s{in_class(mark[0])}]"]
+    begins += [
+        f"{re.escape(mark[:place])}[^{in_class(mark[place])}]" for place in range(1, len(mark))
+    ]
+    cut_off = [re.escape(mark[:place]) for place in range(1, len(mark))]
+    return f"(?s:({'|'.join(begins)}).*)|{'|'.join(cut_off)}"
+
+
+def in_class(character: str) -> str:
+    return re.sub(r"([\\\]^-])", r"\\\1", character)
 
 
 def form_rule(form: OutputFormat) -> str:

@@ -1,21 +1,11 @@
-"""Tool calls: how a model's chat template writes them, and how they are read from its answer."""
+"""Tool calls: how they are read from an answer."""
 
-import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from .text import overlap
-
-Messages = Sequence[Mapping[str, Any]]
-Render = Callable[[Messages, bool], str]
-"""Messages as the template writes them, with or without the head of the answer to come"""
-
-
-PROBE = r'\{\s*"probekey"\s*:\s*"probevalue"\s*\}'
-ONE_CALL = re.compile(rf"(.*?)firstname(.*?){PROBE}(.*)", re.DOTALL)
-TWO_CALLS = re.compile(rf"{PROBE}(.*?)secondname", re.DOTALL)
+from .tool_formats import ToolLayout
 
 
 class SchemaRefused(ValueError):
@@ -38,23 +28,6 @@ class Tool(NamedTuple):
     """Field of the request with its parameters, for errors"""
 
 
-@dataclass(frozen=True)
-class ToolLayout:
-    """The text around tool calls, each of which has a name and a JSON object of arguments.
-
-    One call is `prefix name middle arguments suffix`; two are `prefix name middle arguments between
-    name middle arguments suffix`.
-    """
-
-    trigger: str
-    """The beginning of `prefix`, after which no more plain text comes"""
-    prefix: str
-    middle: str
-    between: str | None
-    """None where the template writes one call at most"""
-    suffix: str
-
-
 class ToolCallDelta(NamedTuple):
     """A piece of a tool call. The first one of each call has its id and its name."""
 
@@ -70,53 +43,6 @@ def new_call_id() -> str:
     return uuid.uuid4().hex[:9]
 
 
-def read_layout(render: Render) -> ToolLayout | None:
-    """The layout of a chat template, found out by letting it write calls that can be recognised.
-
-    None for a template that does not write calls at all, or not as a name and a JSON object.
-    """
-    question = {"role": "user", "content": "q"}
-    plain = {"role": "assistant", "content": "plainanswer"}
-    try:
-        head = render([question], True)
-        end_of_turn = render([question, plain], False).partition("plainanswer")[2]
-        one = render([question, calling("firstname")], False)
-    # Templates can raise anything for messages that they do not support.
-    except Exception:
-        return None
-    found = ONE_CALL.fullmatch(one)
-    if not found or not one.startswith(head) or not one.endswith(end_of_turn):
-        return None
-    before, middle, after = found.groups()
-    if "probeid" in middle + after:  # the model would have to make up an id
-        return None
-    try:
-        two = TWO_CALLS.search(render([question, calling("firstname", "secondname")], False))
-    except Exception:
-        two = None
-    prefix = before.removeprefix(head).lstrip()
-    return ToolLayout(
-        trigger=prefix.partition("{")[0].rstrip() or prefix,
-        prefix=prefix,
-        middle=middle,
-        between=two.group(1) if two else None,
-        suffix=after.removesuffix(end_of_turn),
-    )
-
-
-def calling(*names: str) -> dict[str, Any]:
-    """An assistant's message that calls these functions."""
-    calls = [
-        {
-            "id": f"probeid0{index}",
-            "type": "function",
-            "function": {"name": name, "arguments": {"probekey": "probevalue"}},
-        }
-        for index, name in enumerate(names)
-    ]
-    return {"role": "assistant", "content": "", "tool_calls": calls}
-
-
 class ToolCallParser:
     """Separates plain text from tool calls, piece by piece, as the model writes them.
 
@@ -128,80 +54,127 @@ class ToolCallParser:
         self,
         layout: ToolLayout,
         answer: Literal["text", "call", "either"] = "text",
-        names: Sequence[str] = (),
+        tools: Sequence[Tool] = (),
+        hidden: Sequence[str] = (),
     ) -> None:
         """answer: text with or without calls after it; calls alone, so that what is cut off is no
-        text; or either calls of tools with these names or a text of a given form.
+        text; or either calls of these tools or a text of a given form.
+        hidden: special tokens, which are no plain text
         """
         self.calls = 0
         """Calls begun so far"""
+        self.must_call = answer == "call"
+        self._free = answer == "text"
         self._layout = layout
-        self._heads = [f"{layout.prefix}{name}{layout.middle}" for name in names]
+        self._tools = {tool.name: tool.parameters for tool in tools}
+        self._hidden = hidden
+        self._heads = [f"{layout.prefix}{tool.name}{layout.middle}" for tool in tools]
+        if answer == "text" and layout.leads_answer:
+            answer, self._heads = "either", [layout.trigger]
         self._place: Literal["either", "form", "text", "prefix", "name", "arguments", "after"] = (
             "prefix" if answer == "call" else answer
         )
         self._held = ""
-        self._json = ObjectScanner()
+        self._reader = layout.arguments.reader({})
+
+    @property
+    def complete(self) -> bool:
+        """There are calls, and the last one is not cut off."""
+        return self._place == "after"
 
     def push(self, text: str) -> tuple[str, list[ToolCallDelta]]:
         """The plain text and the pieces of calls that `text` completes, at most one of each call."""
-        layout = self._layout
         self._held += text
         plain = ""
         deltas: list[ToolCallDelta] = []
         while True:
-            match self._place:
+            place = self._place
+            match place:
                 case "either":
-                    if any(self._held.startswith(head) for head in self._heads):
-                        self._place = "prefix"
-                    elif any(head.startswith(self._held) for head in self._heads):
-                        break
-                    else:
-                        self._place = "form"
+                    self._tell_call_from_form()
                 case "form":
                     plain, self._held = self._held, ""
-                    break
                 case "text":
-                    before, found, _ = self._held.partition(layout.trigger)
-                    keep = 0 if found else overlap(self._held, layout.trigger)
-                    plain = before[: len(before) - keep]
-                    self._held = self._held[len(plain) :]
-                    if not found:
-                        break
-                    self._place = "prefix"
+                    plain = self._plain()
                 case "prefix":
-                    if len(self._held) < len(layout.prefix):
-                        break
-                    self._held = self._held[len(layout.prefix) :]
-                    self._place = "name"
+                    self._skip_prefix()
                 case "name":
-                    name, found, rest = self._held.partition(layout.middle)
-                    if not found:
-                        break
-                    deltas.append(ToolCallDelta(self.calls, "", new_call_id(), name))
-                    self.calls += 1
-                    self._held, self._json = rest, ObjectScanner()
-                    self._place = "arguments"
+                    self._read_name(deltas)
                 case "arguments":
-                    end = self._json.push(self._held)
-                    if arguments := self._held[:end]:
-                        add_arguments(deltas, self.calls - 1, arguments)
-                    self._held = self._held[end:]
-                    if not self._json.complete:
-                        break
-                    self._place = "after"
+                    self._read_arguments(deltas)
                 case "after":
-                    if not layout.between or not self._held.startswith(layout.between):
-                        break
-                    self._held = self._held[len(layout.between) :]
-                    self._place = "name"
-        return plain, deltas
+                    self._skip_between()
+            if self._place == place:
+                return self._without_marks(plain), deltas
 
-    def flush(self) -> str:
-        """Plain text that was held back because it might have become a call."""
+    def flush(self, *, cut_off: bool = True) -> str:
+        """Plain text that was held back because it might have become a call.
+
+        cut_off: the answer has no end, so that the beginning of a call is one.
+        """
         if self._place == "either":  # the whole answer so far
-            return self._held if self._held[:1] in ("{", '"') else ""
-        return self._held if self._place == "text" else ""
+            return self._held if self._free or self._held.startswith(("{", '"')) else ""
+        if self._place == "text" or (self._place == "prefix" and self._free and not cut_off):
+            return self._without_marks(self._held)
+        return ""
+
+    def _without_marks(self, plain: str) -> str:
+        for mark in self._hidden:
+            plain = plain.replace(mark, "")
+        return plain
+
+    def _tell_call_from_form(self) -> None:
+        text = self._held.lstrip()
+        if any(text.startswith(head) for head in self._heads):
+            self._place = "prefix"
+        elif not any(head.startswith(text) for head in self._heads):
+            self._place = "form"
+
+    def _plain(self) -> str:
+        trigger = self._layout.trigger
+        before, found, _ = self._held.partition(trigger)
+        keep = 0 if found else overlap(self._held, trigger)
+        plain = before[: len(before) - keep]
+        self._held = self._held[len(plain) :]
+        self._place = "prefix" if found else "text"
+        return plain
+
+    def _skip_prefix(self) -> None:
+        self._held = self._held.lstrip()
+        if len(self._held) >= len(self._layout.prefix):
+            self._held = self._held[len(self._layout.prefix) :]
+            self._place = "name"
+
+    def _read_name(self, deltas: list[ToolCallDelta]) -> None:
+        layout = self._layout
+        if layout.middle:
+            name, found, rest = self._held.partition(layout.middle)
+        else:  # the name ends where the arguments begin, or without any where the call ends
+            ends = [layout.arguments.begin, layout.suffix, layout.between or layout.suffix]
+            places = [place for end in ends if (place := self._held.find(end)) >= 0]
+            end = min(places, default=0)
+            name, found, rest = self._held[:end], self._held[:end], self._held[end:]
+        if not found:
+            return
+        deltas.append(ToolCallDelta(self.calls, "", new_call_id(), name))
+        self.calls += 1
+        self._held = rest
+        self._reader = layout.arguments.reader(self._tools.get(name, {}))
+        self._place = "arguments"
+
+    def _read_arguments(self, deltas: list[ToolCallDelta]) -> None:
+        read = self._reader.read(self._held)
+        if read.json:
+            add_arguments(deltas, self.calls - 1, read.json)
+        self._held = self._held[read.length :]
+        if read.complete:
+            self._place = "after"
+
+    def _skip_between(self) -> None:
+        between = self._layout.between
+        if between and self._held.startswith(between):
+            self._held = self._held[len(between) :]
+            self._place = "name"
 
 
 def add_arguments(deltas: list[ToolCallDelta], call: int, arguments: str) -> None:
@@ -213,30 +186,10 @@ def add_arguments(deltas: list[ToolCallDelta], call: int, arguments: str) -> Non
         deltas.append(ToolCallDelta(call, arguments))
 
 
-class ObjectScanner:
-    """Finds the end of a JSON object that comes in pieces."""
-
-    def __init__(self) -> None:
-        self.complete = False
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
-
-    def push(self, text: str) -> int:
-        """Length of the part of `text` that belongs to the object."""
-        for index, character in enumerate(text):
-            if self._escaped:
-                self._escaped = False
-            elif self._in_string:
-                self._escaped = character == "\\"
-                self._in_string = character != '"'
-            elif character == '"':
-                self._in_string = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    self.complete = True
-                    return index + 1
-        return len(text)
+def add_pieces(deltas: list[ToolCallDelta], more: Sequence[ToolCallDelta]) -> None:
+    """At the end, one piece of each call."""
+    for each in more:
+        if each.id is None:
+            add_arguments(deltas, each.call, each.arguments)
+        else:
+            deltas.append(each)

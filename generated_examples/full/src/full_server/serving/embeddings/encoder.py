@@ -1,63 +1,59 @@
-"""The encoder itself: reads the weights, turns batches of tokens into vectors."""
+"""The encoder itself: tokens of texts in, vectors out."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
-from threadpoolctl import threadpool_limits
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedTokenizerFast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
 
 from ..models.device import Device
-from .pooling import Pooling, read_pooling
+from .head import read_head
+from .layout import FEATURES, Layout, read_json, read_model_layout
+from .pooling import pool, read_modes
+from .token_model import TokenModel, load_transformer
 
 
-class Encoder:
-    """An encoder with its tokenizer and its pooling."""
+class Encoder(TokenModel[Sequence[int]]):
+    """A transformer with its tokenizer, its pooling and the modules after that."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pooling: Pooling
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        layout: Layout,
+        modes: Sequence[str],
+        head: nn.Sequential,
     ) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._pooling = pooling
-        self.vocabulary: int = model.get_input_embeddings().weight.size(0)
-        self.dimensions: int = model.config.hidden_size
-        limits = (
-            pooling.max_length,
-            positions(model),
-            tokenizer.model_max_length,
-        )
-        self.max_length: int = min(limit for limit in limits if limit)
-        # WordPiece takes words of up to 100 characters for one token, whether it knows them or not.
-        self.max_characters: int = self.max_length * max(100, *map(len, tokenizer.get_vocab()))
-        """Of a text, white space aside. What is longer is too long whatever its tokens are"""
+        super().__init__(model, tokenizer, layout)
+        self.prompts = layout.prompts
+        self._modes = modes
+        self._head = head.to(model.device)
+        self._truncate_dim = layout.truncate_dim
+        self.dimensions: int = self.compute([self.make_item(1)]).size(1)
 
     @classmethod
-    def load(cls, folder: Path, device: Device) -> Self:
-        """Raises ValueError for a pooling that is not supported or weights that are missing, OSError
-        for missing files."""
-        disable_progress_bar()
-        pooling = read_pooling(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model, report = AutoModel.from_pretrained(
-            folder, dtype=device.dtype, output_loading_info=True
+    def load(cls, folder: Path, device: Device, *, trust_remote_code: bool = False) -> Self:
+        """Raises ValueError for what is not supported and for weights that are missing, OSError for
+        missing files."""
+        layout = read_model_layout(folder)
+        if layout.task != FEATURES:
+            raise ValueError(f"The model is made for {layout.task}; it gives no vectors.")
+        modes, head = read_modes_of(layout), read_head((layout.modules or [])[1:])
+        model, tokenizer = load_transformer(
+            layout, device, AutoModel, trust_remote_code=trust_remote_code
         )
-        # transformers fills them with random numbers. Its own pooler is not used here.
-        missing = sorted(name for name in report["missing_keys"] if not is_pooler(name))
-        if missing:
-            raise ValueError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
-        return cls(model.to(device.torch_device).eval(), tokenizer, pooling)
+        if any(tokenizer("a").get("token_type_ids", [])):  # as XLNet's does
+            raise ValueError("The model's tokenizer gives types to tokens, which is not supported.")
+        return cls(model, tokenizer, layout, modes, head)
+
+    def make_item(self, tokens: int) -> list[int]:
+        return [0] * tokens
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens included, neither padded nor truncated."""
-        if self._pooling.lower_case:
-            texts = [text.lower() for text in texts]
         encoded = self._tokenizer(
             list(texts),
             padding=False,
@@ -69,58 +65,37 @@ class Encoder:
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
+    def cut(self, text: str) -> list[int]:
+        """Token ids of a text that is too long, as many as the model takes: its end is missing, the
+        special tokens are there.
+        """
+        if not self._tokenizer.is_fast:
+            encoded = self._tokenizer(text, truncation=True, max_length=self.max_length)
+            return list(encoded["input_ids"])
+        # Not by the tokenizer's own settings, which are those of all threads.
+        backend: Any = self._tokenizer.backend_tokenizer
+        encoding = backend.encode(text, add_special_tokens=False)
+        encoding.truncate(self.max_length - backend.num_special_tokens_to_add(False))
+        ids: list[int] = backend.post_process(encoding).ids
+        return ids
+
     @torch.inference_mode()
-    def encode(self, batch: Sequence[Sequence[int]]) -> Tensor:
+    def compute(self, batch: Sequence[Sequence[int]]) -> Tensor:
         """B lists of token ids → [B, D] float32 on the CPU."""
-        rows = [torch.tensor(tokens) for tokens in batch]
-        input_ids = pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(tokens) for tokens in batch])
-        mask = (torch.arange(input_ids.size(1)) < lengths.unsqueeze(1)).long()
-        input_ids, mask = input_ids.to(self._model.device), mask.to(self._model.device)
+        input_ids, mask = self.pad(batch)
         hidden = self._model(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        return self._pooling(hidden, mask).cpu()
-
-    def share_cores(self, threads: int) -> threadpool_limits:
-        """Gives the calling thread its part of the processor's cores, where so many compute.
-
-        For good, or until the end of a `with` block.
-        """
-        # torch.set_num_threads would apply to all threads that start later.
-        return threadpool_limits(max(1, torch.get_num_threads() // threads), user_api="openmp")
-
-    def measure_pass_cost(self, tokens: int = 32, texts: int = 4) -> int:
-        """Fixed cost of a forward pass, in tokens, from the times of one text and of several.
-
-        Small on a CPU, where every token costs; large on a GPU, where launching the work does.
-        Blocks for a few small passes.
-        """
-
-        def seconds(size: int) -> float:
-            batch = [[0] * min(tokens, self.max_length)] * size
-            times = []
-            for _ in range(3):  # the first warms up
-                started = time.perf_counter()
-                self.encode(batch)
-                times.append(time.perf_counter() - started)
-            return min(times)
-
-        alone, together = seconds(1), seconds(texts)
-        saved_by_each = max(0.0, texts * alone - together) / (texts - 1)
-        return round(saved_by_each * texts * tokens / together)
+        vectors: Tensor = self._head(pool(hidden, mask, self._modes))
+        return vectors[:, : self._truncate_dim].cpu()
 
 
-def is_pooler(weight: str) -> bool:
-    return weight.startswith("pooler.") or ".pooler." in weight
-
-
-def positions(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model has positions for; None where its configuration does not say.
-
-    RoBERTa and its like begin to count after the id of the padding.
-    """
-    most: int | None = getattr(model.config, "max_position_embeddings", None)
-    for module in model.modules():
-        table = getattr(module, "position_embeddings", None)
-        if isinstance(table, torch.nn.Embedding) and table.padding_idx is not None:
-            return table.num_embeddings - table.padding_idx - 1
-    return most
+def read_modes_of(layout: Layout) -> tuple[str, ...]:
+    """The poolings of a model. Raises ValueError if it has none, or one that is not here."""
+    if layout.modules is None:
+        return ("mean",)  # as sentence-transformers takes it for a model without its files
+    kind, folder = layout.modules[0] if layout.modules else ("", layout.transformer)
+    if kind != "Pooling":
+        found = f"the module {kind}" if kind else "nothing"
+        raise ValueError(f"The model has {found} where its pooling is expected.")
+    return read_modes(
+        read_json(folder / "config.json"), has_prompts=any(layout.prompts.texts.values())
+    )

@@ -8,11 +8,11 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..models.model_errors import Unavailable
 
@@ -49,7 +49,7 @@ class QueuedText:
     request: EmbeddingRequest
     index: int
     """Its place in the request"""
-    tokens: Sequence[int]
+    tokens: Sized
     length: int
     due: float
     """Time at which the text would be done if every request got an equal share of the model, on a
@@ -97,7 +97,7 @@ class EmbeddingScheduler:
 
     def __init__(
         self,
-        compute: Callable[[Sequence[Sequence[int]]], "Tensor"],
+        compute: Callable[[Sequence[Any]], "Tensor"],
         *,
         max_tokens: int,
         max_texts: int,
@@ -106,7 +106,8 @@ class EmbeddingScheduler:
         stall_seconds: float,
         prepare: Callable[[], object],
     ) -> None:
-        """`compute` turns B lists of tokens into [B, D] vectors; several threads call it at once.
+        """`compute` turns B texts into [B, D] vectors; several threads call it at once. A text is a list
+        of tokens, or what else `compute` takes and has as many tokens as its length says.
 
         max_tokens: in a batch, padding included.
         max_padding: tokens in a batch that are nothing but padding. Should be what a batch costs
@@ -145,8 +146,8 @@ class EmbeddingScheduler:
         started = [start for start, _ in list(self._computing.values())]
         return self._end is None and all(now - each <= self._stall_seconds for each in started)
 
-    async def submit(self, inputs: Sequence[Sequence[int]]) -> "list[Tensor]":
-        """One [D] vector for each list of tokens. Raises Unavailable when the model fails."""
+    async def submit(self, inputs: Sequence[Sized]) -> "list[Tensor]":
+        """One [D] vector for each text. Raises Unavailable when the model fails."""
         request = EmbeddingRequest(len(inputs))
         with self._changed:
             if self._end is not None:

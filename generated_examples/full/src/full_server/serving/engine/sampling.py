@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .grammar import GrammarMatcher
 from .sampling_params import SamplingParams, TokenLogprob
+from .thought import ThoughtState
 
 CANDIDATES = 1024
 """Number of the likeliest tokens in which top_p looks before it sorts the whole vocabulary"""
@@ -30,7 +32,8 @@ class SamplingState:
         self._eos_token_ids = list(eos_token_ids)
         self._counts: Counter[int] = Counter()
         self._seen = dict.fromkeys(prompt if params.repetition_penalty != 1.0 else ())
-        self._matcher = params.grammar.matcher() if params.grammar else None
+        self._matcher: GrammarMatcher | None = None
+        self._thought = ThoughtState(params.thought) if params.thought else None
         self._penalises = bool(params.frequency_penalty or params.presence_penalty)
 
     @property
@@ -51,7 +54,8 @@ class SamplingState:
             or params.repetition_penalty != 1.0
             or params.logit_bias
             or self.position < params.min_tokens
-            or self._matcher
+            or params.grammar
+            or (self._thought and self._thought.forced is not None)
         )
 
     def advance(self, generated: Sequence[int]) -> None:
@@ -61,8 +65,10 @@ class SamplingState:
                 self._counts[token] += 1
             if self.params.repetition_penalty != 1.0:
                 self._seen[token] = None
-            if self._matcher:
-                self._matcher.accept(token)
+            if self._thought and not self._thought.accept(token):
+                self._matcher = None  # what it has seen may have been the beginning of the thought
+            elif matcher := self._matcher_now():
+                matcher.accept(token)
         self.position = len(generated)
 
     def uniform(self) -> float:
@@ -92,10 +98,31 @@ class SamplingState:
             logits[tokens] += torch.tensor(list(params.logit_bias.values()), device=device)
         if self.position < params.min_tokens:
             logits[self._eos_token_ids + list(params.stop_token_ids)] = -torch.inf
-        if self._matcher:
-            self._matcher.mask(logits)
-            if bool(logits.max() == -torch.inf):  # complete, though min_tokens wants more
-                logits[self._eos_token_ids] = 0.0
+        if params.grammar:
+            self._restrict(logits)
+        if self._thought and (token := self._thought.forced) is not None:
+            logits.fill_(-torch.inf)
+            logits[token] = 0.0
+
+    def _matcher_now(self) -> GrammarMatcher | None:
+        if self._matcher is None and self.params.grammar:
+            self._matcher = self.params.grammar.matcher()
+        return self._matcher
+
+    def _restrict(self, logits: Tensor) -> None:
+        """Applies the grammar. A thought before the answer is free, but must not end the sequence."""
+        thought = self._thought
+        if thought and thought.is_free:
+            logits[self._eos_token_ids + list(self.params.stop_token_ids)] = -torch.inf
+            return
+        begin = thought.begin_token if thought else None
+        chance = logits[begin].clone() if begin is not None else None
+        if matcher := self._matcher_now():
+            matcher.mask(logits)
+        if chance is not None:
+            logits[begin] = chance
+        if bool(logits.max() == -torch.inf):  # complete, though min_tokens wants more
+            logits[self._eos_token_ids] = 0.0
 
 
 def sample(weights: Tensor, uniforms: Tensor) -> Tensor:

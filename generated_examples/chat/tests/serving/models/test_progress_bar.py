@@ -4,10 +4,11 @@ import logging
 
 import pytest
 
-from {{ package_name }}.serving.models.device import Device
-from {{ package_name }}.serving.models.model import Model, ModelSpec
-from {{ package_name }}.serving.models.progress import progress_bar_class, progress_told_to
-from {{ package_name }}.serving.models.registry import ModelRegistry
+from chat_server.serving.models.device import Device
+from chat_server.serving.models.model import Model, ModelSpec
+from chat_server.serving.models.progress import progress_told_to
+from chat_server.serving.models.progress_bar import progress_bar_class
+from chat_server.serving.models.registry import ModelRegistry
 
 pytestmark = pytest.mark.anyio
 
