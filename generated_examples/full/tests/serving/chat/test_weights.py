@@ -25,7 +25,7 @@ from transformers import (
 from full_server.serving.chat.chat_model import ChatModel
 from full_server.serving.chat.loading import ChatParts, load_chat_model
 from full_server.serving.chat.prompt import ChatPrompt, PromptEncoder
-from full_server.serving.models import progress
+from full_server.serving.models import progress, progress_bar
 from full_server.serving.models.device import Device
 from full_server.serving.models.hub import fetch_model
 from full_server.serving.models.model_errors import SourceError
@@ -167,7 +167,7 @@ def test_no_template(folder: Path) -> None:
 
 
 def test_a_long_load_tells_how_far_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SECONDS", 0)
+    monkeypatch.setattr(progress_bar, "SECONDS", 0)
     told: list[str] = []
     with progress.progress_told_to(told.append):
         ChatModel.load(str(folder), CPU, settings()).unload()
