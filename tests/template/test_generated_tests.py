@@ -83,8 +83,9 @@ def test_the_generated_tests_pass_offline(
 ) -> None:
     project = tmp_path / "project"
     generate.render({"project_name": "myserver", **VARIANTS[name]}, project)
-    modules = sorted(path.name for path in (project / "tests").glob("test_*.py"))
-    part = [f"tests/{module}" for module in modules[shard :: SHARDS.get(name, 1)]]
+    found = (project / "tests").rglob("test_*.py")
+    modules = sorted(path.relative_to(project).as_posix() for path in found)
+    part = modules[shard :: SHARDS.get(name, 1)]
 
     result = run(project, offline, *PYTEST, *part)
 
