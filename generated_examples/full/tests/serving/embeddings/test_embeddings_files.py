@@ -51,7 +51,12 @@ def test_a_model_that_writes_text_is_refused_unless_its_files_say_how_it_embeds(
     assert "a model that writes text (LlamaForCausalLM)" in raised.value.reason
     assert "INFER_EMBEDDINGS_MODEL=<" in str(raised.value)
     transformer = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.Transformer"}
-    (tmp_path / "modules.json").write_text(json.dumps([transformer]))
+    pooling = {"idx": 1, "name": "1", "path": "1_Pooling"}
+    pooling |= {"type": "sentence_transformers.models.Pooling"}
+    (tmp_path / "1_Pooling").mkdir()
+    mode = {"pooling_mode_lasttoken": True}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(mode))
+    (tmp_path / "modules.json").write_text(json.dumps([transformer, pooling]))
     load(tmp_path).unload()
 
 
