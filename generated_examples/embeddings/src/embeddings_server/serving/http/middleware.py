@@ -96,7 +96,7 @@ class RequestContextMiddleware:
         sent = 0
         method = scope.get("method", "GET")  # of a WebSocket
         # A dictionary of this request: a host may share the state among requests.
-        state = scope["state"] = {**scope.get("state", {}), "log_fields": {}}
+        state = scope["state"] = {**(scope.get("state") or {}), "log_fields": {}}
 
         async def send_with_id(message: Message) -> None:
             nonlocal response_status, sent
