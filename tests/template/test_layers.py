@@ -60,6 +60,18 @@ def test_one_module_touches_the_insides_of_transformers(package: Path) -> None:
     assert modules == {"transformers_private"}
 
 
+def test_one_module_reads_private_attributes(package: Path) -> None:
+    """Of objects of libraries: those of its own it reads on `self` and `cls`."""
+    found = []
+    for module in (package / "serving").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Attribute) and re.match("_(?!replace)[a-z]", node.attr):
+                if ast.unparse(node.value).split(".")[0] not in ("self", "cls"):
+                    found.append(f"{module.stem}: {ast.unparse(node)}")
+    assert found
+    assert [each for each in found if not each.startswith("transformers_private: ")] == []
+
+
 def test_serving_is_the_same_in_every_service(package: Path, tmp_path: Path) -> None:
     common = 0
     for preset in PRESETS:
