@@ -49,7 +49,7 @@ def python(project: Path, *arguments: str) -> str:
 
 
 def at_old_paths(project: Path, version: Path) -> list[str]:
-    """What stands where the template of a version has moved something away."""
+    """The files at the old paths of what the template of a version has moved."""
     table = moves.load(version)
     return [path for path in files(project) if any(row.place(path) for row in table)]
 

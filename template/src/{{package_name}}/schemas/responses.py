@@ -371,7 +371,7 @@ class ResponsesRequest(GenerationRequest):
         options = self.generation_options() | {"max_tokens_name": "max_output_tokens"}
         if self.top_logprobs or LOGPROBS in (self.include or ()):
             options["sampling"]["top_logprobs"] = self.top_logprobs or 0
-        choice = self.tool_choice
+        choice, names = self.tool_choice, {tool.name for tool in self.callable_tools}
         named = isinstance(choice, NamedFunction)
         required = choice == "required" or (
             isinstance(choice, AllowedTools) and choice.mode == "required"
@@ -386,7 +386,7 @@ class ResponsesRequest(GenerationRequest):
                     param=f"tools[{index}].parameters",
                 )
                 for index, tool in enumerate(self.tools or [])
-                if tool in self.callable_tools
+                if tool.name in names
             ],
             must_call=named or required,
             parallel_tool_calls=self.parallel_tool_calls is not False and not named,

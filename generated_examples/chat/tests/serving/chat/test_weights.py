@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import (
 
 from chat_server.serving.chat.chat_model import ChatModel
 from chat_server.serving.chat.loading import ChatParts, load_chat_model
+from chat_server.serving.chat.options import ChatOptions
 from chat_server.serving.chat.prompt import ChatPrompt, PromptEncoder
 from chat_server.serving.models import progress, progress_bar
 from chat_server.serving.models.device import Device
@@ -87,6 +89,20 @@ def test_recommended_sampling_is_the_default(folder: Path) -> None:
     }
     change(folder / "generation_config.json", do_sample=True, min_new_tokens=3, **recommended)
     assert load(folder).default_sampling == recommended | {"min_tokens": 3}
+
+
+@pytest.mark.anyio
+async def test_a_recommended_minimum_gives_way_to_the_request(folder: Path) -> None:
+    change(folder / "generation_config.json", min_new_tokens=50)
+    model = ChatModel.load(str(folder), CPU, settings())
+    try:
+        async with AsyncExitStack() as resources:
+            asked = ChatPrompt([{"role": "user", "content": "hello"}])
+            answer = await model.answer(asked, ChatOptions(max_tokens=5), resources)
+            chunks = [chunk async for chunk in answer]
+    finally:
+        model.unload()
+    assert chunks[-1].completion_tokens == 5
 
 
 def test_nothing_recommended(folder: Path) -> None:

@@ -41,6 +41,6 @@ async def create_chat_completion(
         if body.stream:
             with_usage = body.wants_usage or settings.stream_usage == "always"
             events = stream_chat(answer, head, with_usage)
-            # The stream outlives this function, and with it the model's use and the batch's place.
+            # The stream outlives this function, and with it the model's use and its slots.
             return EventStream(events, resources.pop_all(), settings.heartbeat_seconds)
         return await until_disconnect(request, whole_answer(answer, head))

@@ -38,7 +38,7 @@ async def create_response(
         answer = await until_disconnect(request, work)
         if body.stream:
             events = stream_response(answer, response)
-            # The stream outlives this function, and with it the model's use and the batch's place.
+            # The stream outlives this function, and with it the model's use and its slots.
             return EventStream(events, resources.pop_all(), settings.heartbeat_seconds)
         return await until_disconnect(request, whole_response(answer, response))
 

@@ -154,6 +154,7 @@ class ChatRequest(GenerationRequest):
 
     def options(self) -> ChatOptions:
         options = self.generation_options()
+        names = {tool.function.name for tool in self.callable_tools}
         if self.logprobs:
             options["sampling"]["top_logprobs"] = self.top_logprobs or 0
         return ChatOptions(
@@ -166,7 +167,7 @@ class ChatRequest(GenerationRequest):
                     param=f"tools[{index}].function.parameters",
                 )
                 for index, tool in enumerate(self.tools or [])
-                if tool in self.callable_tools
+                if tool.function.name in names
             ],
             must_call=self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool),
             parallel_tool_calls=self.parallel_tool_calls is not False

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ from starlette.testclient import TestClient
 from transformers import PreTrainedTokenizerFast
 
 from full_server.serving.chat.prompt import ChatPrompt, PromptEncoder
+from full_server.serving.chat.tool_arguments import (
+    ArgumentStyle,
+    BracedArguments,
+    KeywordArguments,
+)
 
 from ...tiny_chat import TEMPLATE, build_chat_model, build_tokenizer
 from .scripted import ask, script
@@ -435,6 +441,33 @@ def test_special_tokens_of_calls_are_not_shown(
     script(monkeypatch, tokenizer, "a [ARGS] b")
     assert ask(client, tools=TOOLS)["message"]["content"] == "a  b"
     assert ask(client)["message"]["content"] == "a  b"
+
+
+@pytest.mark.parametrize(
+    ("style", "text"),
+    [
+        (KeywordArguments(), r"""a='it\'s ) <|"|> \\', b=[1, {'c': (2, ")")}]), more='x')"""),
+        (BracedArguments(), """a:<|"|>it's } \\<|"|>,b:[1,{c:2}]}more:1}"""),
+    ],
+    ids=["keywords", "braces"],
+)
+def test_arguments_that_come_character_by_character(style: ArgumentStyle, text: str) -> None:
+    whole = style.reader({}).read(text)
+    assert whole.complete and 20 < whole.length < len(text)
+    reader = style.reader({})
+    for length in range(whole.length + 1):
+        assert not reader.read(text[:length]).complete
+    assert reader.read(text[: whole.length + 1]) == whole
+
+
+@pytest.mark.parametrize("style", [KeywordArguments(), BracedArguments()])
+def test_long_arguments_are_looked_at_once(style: ArgumentStyle) -> None:
+    reader, text = style.reader({}), ""
+    started = time.process_time()
+    for _ in range(20_000):
+        text += "([,"
+        assert not reader.read(text).complete
+    assert time.process_time() - started < 2
 
 
 def test_history_in_the_forms_that_templates_want() -> None:

@@ -177,6 +177,23 @@ def test_the_thread_is_known_and_its_end_is_seen(
     assert not [record for record in caplog.records if record.thread == thread.ident]
 
 
+def test_the_attention_of_a_model(model: LlamaForCausalLM) -> None:
+    before = transformers_private.attention_of(model)
+    assert not before.startswith("paged")
+    try:
+        model.set_attn_implementation("eager")
+        assert transformers_private.attention_of(model) == "eager"
+    finally:
+        model.set_attn_implementation(before)
+
+
+def test_logits_of_the_wanted_positions(model: LlamaForCausalLM) -> None:
+    assert transformers_private.makes_wanted_logits(model)
+    wanted = torch.tensor([0, 2])
+    logits = model(torch.tensor([PROMPT]), logits_to_keep=wanted).logits
+    torch.testing.assert_close(logits, model(torch.tensor([PROMPT])).logits[:, wanted])
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("forgotten", [False, True])
 async def test_handlers_are_forgotten(manager: ContinuousBatchingManager, forgotten: bool) -> None:

@@ -61,7 +61,8 @@ class Generation:
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         """The pieces of all sequences as they come.
 
-        Raises Unavailable when the engine fails, DeadlineExceeded when the time is over."""
+        Raises Unavailable when the engine fails, DeadlineExceeded when the time is over.
+        """
         stopped: set[int] = set()
         async for index, tokens, finished in self._stream:
             if index in stopped:
@@ -182,13 +183,12 @@ class ChatModel(Model):
         admitted = resources.enter_context(self._admission.enter(estimate, options.n))
         try:
             async with asyncio.timeout_at(deadline.time):
-                encode = partial(self._encode, conversation)
-                prompt, opening = await run_in_pool(self._executor, encode)
+                encode = partial(self._encode, conversation, options)
+                prompt, opening, thought = await run_in_pool(self._executor, encode)
                 grammar = await self._compile_grammar(options, opening)
-                prepare = partial(self._prepare, prompt, conversation.name, options)
-                params = await run_in_pool(self._executor, partial(prepare, grammar, opening))
         except TimeoutError as error:
             raise DeadlineExceeded(deadline.seconds) from error
+        params = self._params(prompt, conversation.name, options, grammar, thought)
         admitted.tokens = (len(prompt) + params[0].max_tokens) * options.n
         stream = resources.enter_context(self._generate(prompt, params, deadline))
         parsers = [
@@ -208,13 +208,12 @@ class ChatModel(Model):
         ends = params[0].end_tokens(self._eos_token_ids)
         return Generation(len(prompt), stream, parsers, self._engine, ends)
 
-    def _marks(self, options: ChatOptions, opening: Opening) -> list[str]:
+    def _marks(self, options: ChatOptions, opening: Opening) -> tuple[str, ...]:
         """The marks that the parsers of an answer look for."""
-        layout, thinking = self._prompts.layout, self._prompts.thinking
-        return [
-            *(layout.marks if layout and options.tools else ()),
-            *(thinking.marks if thinking and opening != "over" else ()),
-        ]
+        # The layout has been read by now where there are tools, with their grammar.
+        layout = self._prompts.layout if options.tools else None
+        thinking = self._prompts.thinking if opening != "over" else None
+        return (*(layout.marks if layout else ()), *(thinking.marks if thinking else ()))
 
     def _splitter(self, options: ChatOptions, opening: Opening) -> ThoughtSplitter:
         layout = self._prompts.layout if options.tools else None
@@ -234,7 +233,7 @@ class ChatModel(Model):
     def _generate(
         self, prompt: list[int], params: Sequence[SamplingParams], deadline: Deadline
     ) -> Iterator[TokenStream]:
-        """Leaving the block frees the request's places in the batch."""
+        """Leaving the block frees the request's slots in the batch."""
         stream = self._engine.submit(prompt, params)
         late = DeadlineExceeded(deadline.seconds)
         timer = asyncio.get_running_loop().call_at(deadline.time, stream.fail, late)
@@ -257,19 +256,22 @@ class ChatModel(Model):
         finally:
             self._grammars_waiting -= 1
 
-    def _encode(self, conversation: ChatPrompt | TextPrompt) -> tuple[list[int], Opening]:
+    def _encode(
+        self, conversation: ChatPrompt | TextPrompt, options: ChatOptions
+    ) -> tuple[list[int], Opening, ThoughtParams | None]:
         """The prompt's tokens, and how the answer goes on. Blocks. Raises InvalidInput."""
         prompt = self._prompts.encode(conversation)
         self._check_known(prompt, conversation.name)
-        return prompt, self._prompts.opening(conversation, prompt)
+        opening = self._prompts.opening(conversation, prompt)
+        return prompt, opening, self._thought(options, opening)
 
-    def _prepare(
+    def _params(
         self,
         prompt: Sequence[int],
         name: str,
         options: ChatOptions,
         grammar: "Grammar | None",
-        opening: Opening,
+        thought: ThoughtParams | None,
     ) -> list[SamplingParams]:
         """The parameters of each sequence. Raises InvalidInput.
 
@@ -277,6 +279,8 @@ class ChatModel(Model):
         """
         max_tokens = self._max_tokens(prompt, options, name)
         sampling = self._default_sampling | options.sampling
+        if "min_tokens" in self._default_sampling and "min_tokens" not in options.sampling:
+            sampling["min_tokens"] = min(self._default_sampling["min_tokens"], max_tokens)
         if sampling.get("min_tokens", 0) > max_tokens:
             message = f"min_tokens: the answer has at most {max_tokens}"
             raise InvalidInput(message, "min_tokens")
@@ -289,7 +293,6 @@ class ChatModel(Model):
         seed = random.getrandbits(63) if options.seed is None else options.seed
         # Answer 0 is the one that a request for a single answer with this seed would get.
         seeds = [seed, *(random.Random(f"{seed}/{i}").getrandbits(63) for i in range(1, options.n))]
-        thought = self._thought(options, grammar, opening)
         return [
             SamplingParams(
                 max_tokens=max_tokens, seed=each, grammar=grammar, thought=thought, **sampling
@@ -297,12 +300,11 @@ class ChatModel(Model):
             for each in seeds
         ]
 
-    def _thought(
-        self, options: ChatOptions, grammar: "Grammar | None", opening: Opening
-    ) -> ThoughtParams | None:
+    def _thought(self, options: ChatOptions, opening: Opening) -> ThoughtParams | None:
         """The thought of each sequence, where the engine has to know of it."""
         thinking, limit = self._prompts.thinking, self._max_thinking_tokens
-        if thinking is None or opening == "over" or not (grammar or limit):
+        has_grammar = bool(options.tools) or options.form is not None
+        if thinking is None or opening == "over" or not (has_grammar or limit):
             return None
         return thought_params(
             thinking, opening, self._tokenizer, max_tokens=limit, must_call=options.must_call
@@ -325,10 +327,10 @@ class ChatModel(Model):
         limit, asked = self._engine.max_length, options.max_tokens
         room = limit - len(prompt)
         if room < 1:
-            however = f"the {name} have {len(prompt)} tokens, which leaves no room for an answer"
+            however = f"there are {len(prompt)} tokens in the {name}, which leaves no room"
             raise ContextExceeded(limit, however, name)
         if asked is not None and asked > room:
-            however = f"the {name} have {len(prompt)} tokens and {asked} more are asked for"
+            however = f"the {name} and the answer need {len(prompt)} + {asked} tokens"
             raise ContextExceeded(limit, however, options.max_tokens_name)
         return asked or min(room, self._default_max_tokens)
 

@@ -59,14 +59,15 @@ class TokenDecoder:
             for token, added in tokenizer.added_tokens_decoder.items()
             if added.special
         }
+        self._hidden: dict[tuple[str, ...], frozenset[int]] = {}
 
-    def hidden(self, marks: Collection[str]) -> Collection[int]:
+    def hidden(self, marks: tuple[str, ...]) -> frozenset[int]:
         """The special tokens that have no text: all but those that occur in a mark."""
-        return [
-            token
-            for token, text in self._special.items()
-            if not any(text in mark for mark in marks)
-        ]
+        if marks not in self._hidden:  # thousands of tokens, and a handful of marks
+            shown = set(self.special_in(marks))
+            hidden = (token for token, text in self._special.items() if text not in shown)
+            self._hidden[marks] = frozenset(hidden)
+        return self._hidden[marks]
 
     def special_in(self, marks: Collection[str]) -> list[str]:
         """The special tokens that occur in a mark."""
@@ -103,12 +104,12 @@ class OutputParser:
     def __init__(
         self,
         index: int,
-        vocabulary: TokenDecoder,
+        decoder: TokenDecoder,
         *,
         stop: Sequence[str] = (),
         min_tokens: int = 0,
         stop_token_ids: Collection[int] = (),
-        marks: Collection[str] = (),
+        marks: tuple[str, ...] = (),
         thoughts: ThoughtSplitter | None = None,
         parser: ToolCallParser | None = None,
     ) -> None:
@@ -116,9 +117,9 @@ class OutputParser:
         self.index = index
         self.count = 0
         """Tokens read so far"""
-        self._vocabulary = vocabulary
-        self._hidden = {*vocabulary.hidden(marks), *stop_token_ids}
-        self._detokenizer = Detokenizer(vocabulary.tokenizer.backend_tokenizer, self._hidden)
+        self._decoder = decoder
+        self._hidden = decoder.hidden(marks).union(stop_token_ids)
+        self._detokenizer = Detokenizer(decoder.tokenizer.backend_tokenizer, self._hidden)
         self._matcher = StopMatcher(stop)
         self._min_tokens = min_tokens
         self._thoughts = thoughts or NoThoughts()
@@ -235,7 +236,7 @@ class OutputParser:
         )
 
     def _describe(self, entry: TokenLogprob) -> LogprobEntry:
-        describe = self._vocabulary.describe
+        describe = self._decoder.describe
         return LogprobEntry(
             describe(entry.token, entry.logprob),
             [describe(token, logprob) for token, logprob in entry.top],

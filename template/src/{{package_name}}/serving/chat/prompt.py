@@ -258,7 +258,7 @@ class PromptEncoder:
 
     def _check_characters(self, text: str, name: str) -> None:
         if len(text) > self._max_characters:  # too long with any tokens: not worth tokenising
-            however = f"the {name} have {len(text)} characters, more than so many tokens can hold"
+            however = f"{len(text)} characters in the {name} are more than so many tokens hold"
             raise ContextExceeded(self._max_length, however, name)
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -250,8 +250,11 @@ class KeywordArguments:
 class KeywordReader:
     """Makes JSON of Python's arguments, at once when they are complete."""
 
+    def __init__(self) -> None:
+        self._scanner = BracketScanner(("'", '"'), "\\")
+
     def read(self, text: str) -> ArgumentsRead:
-        end = end_of_arguments(text, ("'", '"'), "\\")
+        end = self._scanner.end(text)
         if end is None:
             return ArgumentsRead("", 0)
         # Raw control characters, which Python does not take in a text
@@ -310,9 +313,10 @@ class BraceReader:
 
     def __init__(self, quote: str) -> None:
         self._quote = quote
+        self._scanner = BracketScanner((quote,))
 
     def read(self, text: str) -> ArgumentsRead:
-        end = end_of_arguments(text, (self._quote,), None)
+        end = self._scanner.end(text)
         if end is None:
             return ArgumentsRead("", 0)
         quoted = text[:end].split(self._quote)
@@ -329,24 +333,40 @@ class BraceReader:
         return ArgumentsRead(dumped(values), end, complete=True)
 
 
-def end_of_arguments(text: str, quotes: Sequence[str], escape: str | None) -> int | None:
-    """Place of the bracket that closes the one before the text; None if it has not come yet."""
-    depth, place, inside = 0, 0, ""
-    while place < len(text):
-        if escape and inside and text.startswith(escape, place):
-            place += 2
-            continue
-        mark = next((each for each in quotes if text.startswith(each, place)), "")
-        if mark and inside in ("", mark):
-            inside = "" if inside else mark
-        elif not inside and text[place] in "([{":
-            depth += 1
-        elif not inside and text[place] in ")]}":
-            if depth == 0:
-                return place
-            depth -= 1
-        place += len(mark) if mark else 1
-    return None
+class BracketScanner:
+    """Finds the bracket that closes the one before a text, which comes in pieces.
+
+    It goes on where it has stopped, so that each mark of a long call is looked at once.
+    """
+
+    def __init__(self, quotes: Sequence[str], escape: str = "") -> None:
+        """escape: character that takes its meaning from the next one in a string"""
+        marks = [*map(re.escape, quotes), r"[(\[{}\])]"]
+        marks += [f"{re.escape(escape)}."] if escape else []
+        self._mark = re.compile("|".join(marks), re.DOTALL)
+        self._quotes = quotes
+        self._place = self._depth = 0
+        self._inside = ""
+        """Quote of the string at the present place"""
+
+    def end(self, text: str) -> int | None:
+        """Place of the bracket; None if it has not come yet. text: all that has come."""
+        while found := self._mark.search(text, self._place):
+            mark, self._place = found[0], found.end()
+            if mark in self._quotes:
+                if self._inside in ("", mark):
+                    self._inside = "" if self._inside else mark
+            elif self._inside:
+                continue
+            elif mark in ("(", "[", "{"):
+                self._depth += 1
+            elif mark in (")", "]", "}"):
+                if self._depth == 0:
+                    return found.start()
+                self._depth -= 1
+            else:  # no escape outside a string
+                self._place = found.start() + 1
+        return None
 
 
 def literal_of(

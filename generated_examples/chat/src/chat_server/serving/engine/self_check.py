@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .continuous import PAGE_SIZE, CheckSequence, ContinuousBatchingEngine
+from .transformers_private import makes_wanted_logits
 
 CAPS = ("attn_logit_softcapping", "attn_logit_softcap", "attn_softcap", "attention_logit_cap")
 ALIBI = (("position_embedding_type", "alibi"), ("model_type", "bloom"))
@@ -176,7 +177,7 @@ def plain_logits(model: PreTrainedModel, sequences: Sequence[CheckSequence]) -> 
         [len(each.prompt) - 1 + i for each in sequences for i in range(len(each.answer))],
         device=model.device,
     )
-    if model._supports_logits_to_keep():  # the others cost as much as the rest of a small model
+    if makes_wanted_logits(model):  # the others cost as much as the rest of a small model
         return torch.as_tensor(model(ids, use_cache=False, logits_to_keep=rows).logits[0]).float()
     return torch.as_tensor(model(ids, use_cache=False).logits[0, rows]).float()
 

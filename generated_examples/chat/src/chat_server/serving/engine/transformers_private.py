@@ -3,7 +3,7 @@
 transformers promises to keep none of these names, so nothing else imports from
 `transformers.generation.continuous_batching` or reads what belongs to its manager. Checked with
 transformers 5.23 and 5.24, to which `pyproject.toml` pins it;
-`tests/test_transformers_private.py` asserts that each name exists and behaves as described here. A
+`tests/serving/engine/test_transformers_private.py` asserts that each name exists and behaves as described here. A
 new minor version breaks this file at most.
 """
 
@@ -41,11 +41,13 @@ __all__ = [
     "Row",
     "StepSampler",
     "allocate_cache",
+    "attention_of",
     "discard_step",
     "fail_request",
     "has_failed",
     "longest_sequence",
     "make_manager",
+    "makes_wanted_logits",
     "manager_log_muted",
     "remove_handler",
     "requeue",
@@ -241,6 +243,17 @@ def manager_log_muted(thread: Thread | None) -> Iterator[None]:
         yield
     finally:
         manager_logger.removeFilter(is_of_another_thread)
+
+
+def attention_of(model: PreTrainedModel) -> str:
+    """The implementation of attention that the model uses. A manager replaces it by a paged one."""
+    name: str = model.config._attn_implementation
+    return name
+
+
+def makes_wanted_logits(model: PreTrainedModel) -> bool:
+    """True if `logits_to_keep` of a forward pass says for which positions logits are computed."""
+    return bool(model._supports_logits_to_keep())
 
 
 def _processor(manager: ContinuousBatchingManager) -> ContinuousBatchProcessor:

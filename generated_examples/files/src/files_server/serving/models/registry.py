@@ -250,6 +250,7 @@ class ModelRegistry:
         return model
 
     def _load_blocking(self, spec: ModelSpec) -> Model:
+        """Reads the model in the calling thread, which tells the log and `Entry` of its progress."""
 
         def tell(text: str) -> None:
             logger.info("loading %s: %s", spec.id, text)

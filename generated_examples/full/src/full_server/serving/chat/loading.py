@@ -23,6 +23,7 @@ from ..engine.self_check import (
     plain_logits,
 )
 from ..engine.sequential import SequentialEngine
+from ..engine.transformers_private import attention_of
 from ..models.checkpoint import read_object
 from ..models.device import Device
 from .grammar_compiler import GrammarCompiler
@@ -76,7 +77,7 @@ def make_engine(
     """Continuous batching where the model has proved to be right in it, else one at a time."""
     reason = known_obstacle(model.config)
     if reason is None:
-        attention = model.config._attn_implementation
+        attention = attention_of(model)
         try:
             return checked_engine(model, tokenizer, eos_token_ids, settings)
         except KeyboardInterrupt:
@@ -84,7 +85,7 @@ def make_engine(
         except BaseException as error:  # any error: one request at a time may still work
             reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
         gc.collect()  # the engine that failed is in cycles, and so is its KV cache
-        if model.config._attn_implementation != attention:
+        if attention_of(model) != attention:
             model.set_attn_implementation(attention)
     name = type(model).__name__
     logger.warning("%s cannot be batched (%s): one request at a time", name, reason)
