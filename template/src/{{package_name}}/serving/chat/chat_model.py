@@ -221,8 +221,8 @@ class ChatModel(Model):
         return splitter(self._prompts.thinking, opening, frame)
 
     def _parser(self, options: ChatOptions) -> ToolCallParser | None:
-        layout = self._prompts.layout
-        if layout is None or not options.tools:
+        layout = self._prompts.layout if options.tools else None
+        if layout is None:
             return None
         free: Literal["text", "either"] = "text" if options.form is None else "either"
         answer = "call" if options.must_call else free

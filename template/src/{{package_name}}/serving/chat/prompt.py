@@ -174,11 +174,7 @@ class PromptEncoder:
 
     @cached_property
     def layout(self) -> ToolLayout | None:
-        """The layout of tool calls in the template; None if it writes none, or ignores the tools.
-
-        Raises jinja2's TemplateSyntaxError for a template that is broken.
-        """
-        from jinja2 import TemplateSyntaxError
+        """The layout of tool calls in the template; None if it writes none, or ignores the tools."""
 
         def render(messages: Sequence[Mapping[str, Any]], with_head: bool) -> str:
             return self._render(ChatPrompt(messages), with_head)
@@ -187,8 +183,6 @@ class PromptEncoder:
         try:
             with_tools = self._render(ChatPrompt(question, [PROBE_TOOL]), True)
             reads_tools = with_tools != render(question, True)
-        except TemplateSyntaxError:
-            raise
         except Exception:
             reads_tools = False
         return read_layout(render, self._template, self.thinking) if reads_tools else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -123,7 +124,24 @@ def read_tokenizer(folder: Path, options: dict[str, Any]) -> PreTrainedTokenizer
             "none of its chat templates is called default",
             f"save one of {', '.join(template)} as chat_template.jinja in its folder",
         )
+    check_syntax(tokenizer)
     return tokenizer
+
+
+def check_syntax(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises SourceError for a chat template that jinja2 cannot read."""
+    probe = [{"role": "user", "content": "q"}]
+    template = tokenizer.chat_template
+    for each in template.values() if isinstance(template, dict) else [template]:
+        try:
+            tokenizer.apply_chat_template(probe, chat_template=each, tokenize=False)
+        except TemplateSyntaxError as error:
+            raise SourceError(
+                "its chat template is not valid Jinja",
+                f"mend its line {error.lineno}: {error.message}",
+            ) from error
+        except Exception:  # a template may refuse the question
+            continue
 
 
 def template_of_processor(folder: Path) -> str | None:
