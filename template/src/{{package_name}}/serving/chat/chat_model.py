@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from ...settings import Settings
 from ..deadline import Deadline
 from ..engine.base_engine import Engine, TokenStream
+from ..engine.engine_metrics import EngineMetrics
 from ..engine.sampling_params import SamplingOptions, SamplingParams
 from ..engine.thought import ThoughtParams
+from ..metrics import Metrics
 from ..models.admission import Admission
 from ..models.device import Device
 from ..models.hub import LOADING, fetch_model
 from ..models.model import Model
 from ..models.model_errors import ContextExceeded, DeadlineExceeded, InvalidInput, Overloaded
 from ..models.progress_bar import weights_progress
+from ..models.request_metrics import RequestMeter, RequestMetrics, unregistered
 from ..threads import run_in_pool
 from .options import ChatOptions
 from .output_parser import Chunk, OutputParser, TokenDecoder
@@ -47,8 +50,10 @@ class Generation:
         parsers: Sequence[OutputParser],
         engine: Engine,
         eos_token_ids: Sequence[int],
+        meter: RequestMeter,
     ) -> None:
         self.prompt_tokens = prompt_tokens
+        self.meter = meter
         self._stream = stream
         self._parsers = parsers
         self._engine = engine
@@ -75,10 +80,18 @@ class Generation:
             if stop:
                 stopped.add(index)
                 self._engine.cancel(self._stream, index)
-                yield parser.finish(parser.reason("stop"), stopped=True)
+                yield self._finish(parser, "stop", stopped=True)
             elif finished:
                 ended = bool(tokens) and tokens[-1] in self._eos_token_ids
-                yield parser.finish(parser.reason("stop" if ended else "length"))
+                yield self._finish(parser, "stop" if ended else "length")
+
+    def _finish(
+        self, parser: OutputParser, reason: Literal["stop", "length"], *, stopped: bool = False
+    ) -> Chunk:
+        """The last chunk of a sequence."""
+        chunk = parser.finish(parser.reason(reason), stopped=stopped)
+        self.meter.ended(chunk.index, chunk.finish_reason or reason)
+        return chunk
 
 
 class ChatModel(Model):
@@ -112,6 +125,7 @@ class ChatModel(Model):
         # Compiling a grammar can take seconds, and must not delay requests without one.
         self._grammar_executor = ThreadPoolExecutor(2, thread_name_prefix="grammar")
         self._grammars_waiting = 0
+        self._meter = unregistered()
 
     @classmethod
     def load(cls, source: str, device: Device, settings: Settings, revision: str = "") -> Self:
@@ -157,6 +171,12 @@ class ChatModel(Model):
         reason = self._engine.reason
         return {"engine": "sequential" if reason else "continuous", "engine_reason": reason}
 
+    def measure(self, metrics: Metrics, name: str) -> None:
+        requests = metrics.group(RequestMetrics)
+        requests.watch(name, self._engine.load)
+        self._meter = requests.of(name)
+        self._engine.meter = metrics.group(EngineMetrics).of(name, self._engine)
+
     def unload(self) -> None:
         self._engine.stop()
         self._executor.shutdown(cancel_futures=True)
@@ -177,6 +197,7 @@ class ChatModel(Model):
         token is generated.
         """
         deadline = deadline or Deadline(math.inf)
+        meter = RequestMeter(self._meter)
         # Before any work, so that a refusal costs nothing.
         answer_tokens = options.max_tokens or self._default_max_tokens
         estimate = (conversation.estimated_tokens + answer_tokens) * options.n
@@ -190,7 +211,7 @@ class ChatModel(Model):
             raise DeadlineExceeded(deadline.seconds) from error
         params = self._params(prompt, conversation.name, options, grammar, thought)
         admitted.tokens = (len(prompt) + params[0].max_tokens) * options.n
-        stream = resources.enter_context(self._generate(prompt, params, deadline))
+        stream = resources.enter_context(self._generate(prompt, params, deadline, meter))
         parsers = [
             OutputParser(
                 index,
@@ -206,7 +227,7 @@ class ChatModel(Model):
             for index in range(options.n)
         ]
         ends = params[0].end_tokens(self._eos_token_ids)
-        return Generation(len(prompt), stream, parsers, self._engine, ends)
+        return Generation(len(prompt), stream, parsers, self._engine, ends, meter)
 
     def _marks(self, options: ChatOptions, opening: Opening) -> tuple[str, ...]:
         """The marks that the parsers of an answer look for."""
@@ -231,14 +252,22 @@ class ChatModel(Model):
 
     @contextmanager
     def _generate(
-        self, prompt: list[int], params: Sequence[SamplingParams], deadline: Deadline
+        self,
+        prompt: list[int],
+        params: Sequence[SamplingParams],
+        deadline: Deadline,
+        meter: RequestMeter,
     ) -> Iterator[TokenStream]:
         """Leaving the block frees the request's slots in the batch."""
         stream = self._engine.submit(prompt, params)
+        stream.meter = meter
         late = DeadlineExceeded(deadline.seconds)
         timer = asyncio.get_running_loop().call_at(deadline.time, stream.fail, late)
         try:
-            yield stream
+            with meter.submitted(len(prompt), len(params)):
+                yield stream
+                if stream.failed:  # an error that became the last event of the answer
+                    meter.failed()
         finally:
             timer.cancel()
             self._engine.cancel(stream)

@@ -16,8 +16,10 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from ..models.model_errors import Unavailable
+from ..models.request_metrics import Load
 from ..threads import WorkThread
 from .base_engine import TokenStream
+from .engine_metrics import EngineMeter
 from .oom_retry import install_oom_retry
 from .sampling import SamplingState, sample_into_logits
 from .sampling_params import SamplingParams
@@ -27,10 +29,15 @@ from .transformers_private import (
     Row,
     StepSampler,
     allocate_cache,
+    cache_share,
     has_failed,
+    in_batch,
     longest_sequence,
     make_manager,
     manager_log_muted,
+    on_preemption,
+    on_prefix_search,
+    queue_seconds,
     remove_handler,
     set_step_limits,
     step_limits,
@@ -102,6 +109,7 @@ class ContinuousBatchingEngine:
 
         Raises ValueError (or what transformers raises) for a model that cannot be batched.
         """
+        self.meter: EngineMeter | None = None
         self._model = model
         self._eos_token_ids = list(eos_token_ids)
         self.max_sequences = max_batch_requests
@@ -136,13 +144,35 @@ class ContinuousBatchingEngine:
         context = getattr(text_config, "max_position_embeddings", capacity)
         self.max_length: int = min(capacity, context)
         self.vocabulary: int = model.get_input_embeddings().weight.size(0)
-        install_oom_retry(self._manager)
+        install_oom_retry(self._manager, self._count_split)
+        on_prefix_search(self._manager, self._count_prefix)
+        on_preemption(self._manager, self._count_preemptions)
         wrap_step(self._manager, self._run_step)
         self._manager.start()
 
     def _run_step(self, step: Callable[[], None]) -> None:
         with self._watch.step():
             step()
+
+    def _count_split(self) -> None:
+        if self.meter:
+            self.meter.oom_splits.inc()
+
+    def _count_prefix(self, prompt_tokens: int, found: int) -> None:
+        if self.meter:
+            self.meter.prefix_queries.inc(prompt_tokens)
+            self.meter.prefix_hits.inc(found)
+
+    def _count_preemptions(self, count: int) -> None:
+        if self.meter:
+            self.meter.preemptions.inc(count)
+
+    def load(self) -> Load:
+        running = min(in_batch(self._manager), len(self._running))
+        return Load(running, len(self._running) - running)
+
+    def cache_usage(self) -> float:
+        return cache_share(self._manager)
 
     def _begin_step(self, rows: Sequence[Row]) -> None:
         self._rows = []
@@ -151,6 +181,8 @@ class ContinuousBatchingEngine:
             if state is not None:
                 state.advance(tokens)
             self._rows.append(state or CANCELLED)
+        if self.meter:
+            self.meter.batch.observe(len(rows))
 
     def _sample(self, logits: Tensor) -> None:
         sample_into_logits(logits[: len(self._rows)], self._rows)
@@ -271,6 +303,8 @@ class ContinuousBatchingEngine:
         if running is None:
             return
         stream, index = running
+        if not stream.counts[index] and stream.meter is not None:
+            stream.meter.started(queue_seconds(output))
         # The output repeats every token so far.
         stream.put(index, output.generated_tokens[stream.counts[index] :])
         if output.error is not None:

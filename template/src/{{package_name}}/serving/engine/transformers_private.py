@@ -42,13 +42,18 @@ __all__ = [
     "StepSampler",
     "allocate_cache",
     "attention_of",
+    "cache_share",
     "discard_step",
     "fail_request",
     "has_failed",
+    "in_batch",
     "longest_sequence",
     "make_manager",
     "makes_wanted_logits",
     "manager_log_muted",
+    "on_preemption",
+    "on_prefix_search",
+    "queue_seconds",
     "remove_handler",
     "requeue",
     "set_step_limits",
@@ -162,6 +167,53 @@ def set_step_limits(
         processor.scheduler.max_requests_per_batch = requests
     if tokens is not None:
         processor.max_batch_tokens = tokens
+
+
+def in_batch(manager: ContinuousBatchingManager) -> int:
+    """The number of requests that have a slot in the batch; 0 for a manager that has ended."""
+    processor = manager.batch_processor
+    return len(processor.scheduler.active_requests) if processor else 0
+
+
+def cache_share(manager: ContinuousBatchingManager) -> float:
+    """The share of the KV cache that requests hold, 0 to 1; 0 for a manager that has ended."""
+    processor = manager.batch_processor
+    return 1.0 - float(processor.cache.compute_free_capacity()) if processor else 0.0
+
+
+def queue_seconds(output: GenerationOutput) -> float:
+    """The time that a request waited for its slot in the batch."""
+    seconds: float = output.lifespan[0] - output.created_time
+    return max(0.0, seconds)
+
+
+def on_prefix_search(
+    manager: ContinuousBatchingManager, callback: Callable[[int, int], None]
+) -> None:
+    """Calls `callback(tokens of the prompt, tokens found)` at each look into the prefix cache."""
+    cache = _processor(manager).cache
+    search = cache.search_prefix_match
+
+    def search_and_tell(request_id: str, prompt_ids: list[int]) -> int:
+        found: int = search(request_id, prompt_ids)
+        callback(len(prompt_ids), found)
+        return found
+
+    cache.search_prefix_match = search_and_tell
+
+
+def on_preemption(manager: ContinuousBatchingManager, callback: Callable[[int], None]) -> None:
+    """Calls `callback(number of requests)` when requests lose their slots as the cache is full."""
+    processor = _processor(manager)
+    offload, scheduler = processor.offloading_manager.offload_requests, processor.scheduler
+
+    def offload_and_tell() -> bool:
+        before = len(scheduler.active_requests)
+        done: bool = offload()
+        callback(before - len(scheduler.active_requests))
+        return done
+
+    processor.offloading_manager.offload_requests = offload_and_tell
 
 
 def wrap_step(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..metrics import Metrics
 from .device import Device
 
 
@@ -23,6 +24,9 @@ class Model(ABC):
     def details(self) -> Mapping[str, str | None]:
         """Fields for `/health`, named as those of `health.LoadedModel`."""
         return {}
+
+    def measure(self, metrics: Metrics, name: str) -> None:  # noqa: B027
+        """Counts in these metrics from now on, under this name. Called once, after the load."""
 
     @abstractmethod
     def unload(self) -> None:

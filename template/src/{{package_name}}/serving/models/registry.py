@@ -13,8 +13,10 @@ from functools import partial
 from typing import TypeVar
 
 from ..deadline import Deadline
+from ..metrics import Metrics
 from ..threads import gc_paused, run_in_thread
 from .device import Device
+from .load_metrics import LoadMetrics
 from .model import Model, ModelSpec
 from .model_errors import LoadFailed, SourceError, StillLoading, Unavailable, UnknownModel
 from .progress import progress_told_to
@@ -77,15 +79,27 @@ class ModelRegistry:
     """
 
     def __init__(
-        self, specs: Iterable[ModelSpec], device: Device, timeout_seconds: float = math.inf
+        self,
+        specs: Iterable[ModelSpec],
+        device: Device,
+        timeout_seconds: float = math.inf,
+        metrics: Metrics | None = None,
     ) -> None:
-        """timeout_seconds: the deadline of callers that pass none"""
+        """
+        Args:
+            timeout_seconds: the deadline of callers that pass none.
+            metrics: count what happens to the models; by default some of its own.
+        """
         self.device = device
+        self._metrics = metrics or Metrics()
+        self._load_metrics = self._metrics.group(LoadMetrics)
         self._timeout_seconds = timeout_seconds
         self.created = int(time.time())
         self.wanted: set[str] = set()
         """Ids of the models without which the service is not ready, not loaded so far"""
         self._entries = {spec.id: Entry(spec) for spec in specs}
+        for id_, entry in self._entries.items():
+            self._load_metrics.watch(id_, partial(works, entry))
         self._closed = False
 
     @property
@@ -239,6 +253,7 @@ class ModelRegistry:
             log_failure(entry, error)
             clear_traceback_frames(error)
             entry.failed(error)
+            self._load_metrics.failed(spec.id)
             raise load_failed(entry) from error
         finally:
             entry.loading, entry.progress = None, ""
@@ -246,6 +261,8 @@ class ModelRegistry:
         entry.last_used = time.monotonic()
         entry.failures = 0
         self.wanted.discard(spec.id)
+        model.measure(self._metrics, spec.id)
+        self._load_metrics.loaded(spec.id, entry.last_used - started)
         logger.info("loaded %s in %.1f s", spec.id, entry.last_used - started)
         return model
 
@@ -276,8 +293,13 @@ class ModelRegistry:
                 entry.unloading = None
 
         entry.model = None
+        self._load_metrics.unloaded(entry.spec.id)
         entry.unloading = asyncio.create_task(unload())
         return entry.unloading
+
+
+def works(entry: Entry) -> bool:
+    return entry.model is not None and not entry.dead
 
 
 def load_failed(entry: Entry) -> LoadFailed:
