@@ -19,6 +19,7 @@ from .serving.http.logs import configure_logging
 from .serving.http.protocol import BoundedProtocol, connection_limit
 from .serving.metrics import Metrics
 from .serving.models.device import Device
+from .serving.models.model_errors import ConfigurationError
 from .serving.threads import threads_left
 from .settings import DEVICES, Settings, misspelt
 
@@ -92,7 +93,11 @@ def main() -> None:
     check_device(settings)
     if not settings.api_keys and not is_loopback(settings.host):
         logger.warning("%s is open to the network, and no INFER_API_KEYS are set", settings.host)
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
     if settings.metrics_port:
         serve_metrics(settings, app.state.metrics)
     config = uvicorn.Config(

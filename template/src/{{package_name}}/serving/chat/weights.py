@@ -24,7 +24,12 @@ from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from ..engine.sampling_params import SamplingOptions
-from ..models.checkpoint import explained, is_embeddings_model, read_object
+from ..models.checkpoint import (
+    explained,
+    is_embeddings_model,
+    read_object,
+    refuse_missing_weights,
+)
 from ..models.device import Device
 from ..models.model_errors import SourceError
 
@@ -171,11 +176,7 @@ def read_model(
     model, report = auto_class(config).from_pretrained(
         folder, dtype=device.dtype, output_loading_info=True, **options
     )
-    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
-        raise SourceError(
-            f"its files lack {len(missing)} of its weights",
-            f"{missing[0]} is not in {folder}: copy or download the model anew",
-        )
+    refuse_missing_weights(report["missing_keys"], folder)
     unread = [key for key in sorted(report["unexpected_keys"]) if key.endswith(OF_QUANTISED)]
     if unread and not is_quantised:
         raise SourceError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .checkpoint import find_weights, has_weights
 from .model_errors import SourceError
+from .model_list import LOCAL, expanded, is_path
 from .progress_bar import progress_bar_class
 
 logger = logging.getLogger(__name__)
@@ -20,15 +21,6 @@ transformers while another one does finds half of it, and what a load measures i
 WEIGHTS_AND_CONFIG = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
 OTHER_FORMATS = ["original/*", "metal/*", "onnx/*", "openvino/*", "consolidated*"]
 """The same weights once more, as other programs read them"""
-
-LOCAL = ("/", "./", "../", "~")
-"""Beginnings of a path, which no hub id has"""
-
-
-def served_id(source: str) -> str:
-    """The name that clients use: the hub id, or the last part of a local folder's path."""
-    folder = Path(source).expanduser()
-    return folder.resolve().name if folder.exists() or source.startswith(LOCAL) else source
 
 
 def fetch_model(
@@ -44,8 +36,8 @@ def fetch_model(
 
     Raises SourceError.
     """
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = expanded(source)
+    if not is_path(source):
         if source.startswith(LOCAL):
             raise SourceError("its folder does not exist", f"set {setting}=<folder that exists>")
         path = download(source, setting, revision, trust_remote_code)
