@@ -18,9 +18,17 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
     generate.render(answers, project)
     sys.path.insert(0, str(project / "src"))
     try:
-        from families_server.serving.chat import chat_model, loading, options, prompt
-        from families_server.serving.engine import self_check
-        from families_server.serving.models import device
+        from families_server.schemas import chat
+        from families_server.serving.chat import (
+            chat_model,
+            grammar_compiler,
+            loading,
+            options,
+            output_parser,
+            prompt,
+        )
+        from families_server.serving.engine import sampling, self_check
+        from families_server.serving.models import admission, device, model_errors
         from families_server.settings import Settings
 
         yield SimpleNamespace(
@@ -29,6 +37,14 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             make_engine=loading.make_engine,
             ChatOptions=options.ChatOptions,
             ChatPrompt=prompt.ChatPrompt,
+            ChatRequest=chat.ChatRequest,
+            Admission=admission.Admission,
+            GrammarCompiler=grammar_compiler.GrammarCompiler,
+            InvalidInput=model_errors.InvalidInput,
+            OutputParser=output_parser.OutputParser,
+            PromptEncoder=prompt.PromptEncoder,
+            SamplingState=sampling.SamplingState,
+            adjust=sampling.SamplingState.adjust,
             self_check=self_check,
             Settings=Settings,
             save=builders("tiny_chat").save,

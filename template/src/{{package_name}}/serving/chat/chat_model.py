@@ -1,6 +1,7 @@
 """Chat: a conversation in, text out. It turns text into tokens and back; the engine generates."""
 
 import asyncio
+import logging
 import math
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
     from ..engine.grammar import Grammar
     from .grammar_compiler import GrammarCompiler
+
+logger = logging.getLogger(__name__)
 
 MAX_GRAMMARS = 16
 """Limit of the requests whose grammars are compiled or wait for it; most are cached"""
@@ -108,6 +111,7 @@ class ChatModel(Model):
         eos_token_ids: Sequence[int],
         default_max_tokens: int,
         max_thinking_tokens: int = 0,
+        tool_prompt: bool = False,
         default_sampling: SamplingOptions,
         admission: Admission,
     ) -> None:
@@ -118,7 +122,9 @@ class ChatModel(Model):
         self._max_thinking_tokens = max_thinking_tokens
         self._default_sampling = default_sampling
         self._admission = admission
-        self._prompts = PromptEncoder(tokenizer, engine.max_length)
+        self._prompts = PromptEncoder(tokenizer, engine.max_length, tool_prompt=tool_prompt)
+        if self._prompts.writes_tools:
+            logger.info("the chat template has no tool calls: the service writes tools as text")
         self._tokenizer = tokenizer
         self._decoder = TokenDecoder(tokenizer)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
@@ -151,6 +157,7 @@ class ChatModel(Model):
             eos_token_ids=parts.eos_token_ids,
             default_max_tokens=settings.default_max_tokens,
             max_thinking_tokens=settings.max_thinking_tokens,
+            tool_prompt=settings.tool_prompt,
             default_sampling=parts.default_sampling,
             admission=Admission(
                 engine.max_sequences + settings.max_queue,
@@ -370,7 +377,9 @@ class ChatModel(Model):
         if options.tools:
             if self._prompts.layout is None:
                 raise InvalidInput(
-                    "tools: the model's chat template writes no calls that can be read", "tools"
+                    "tools: the model's chat template writes no calls that can be read; with"
+                    " INFER_TOOL_PROMPT=true the service describes the tools itself",
+                    "tools",
                 )
             try:
                 return self._grammars.tool_calls(
