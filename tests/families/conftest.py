@@ -18,7 +18,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
     generate.render(answers, project)
     sys.path.insert(0, str(project / "src"))
     try:
-        from families_server.serving.chat import chat_model, loading, options, prompt
+        from families_server.serving.chat import chat_model, loading, options, prompt, quantization
         from families_server.serving.engine import self_check
         from families_server.serving.models import device
         from families_server.settings import Settings
@@ -27,6 +27,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             ChatModel=chat_model.ChatModel,
             Device=device.Device,
             make_engine=loading.make_engine,
+            quantize_on_processor=quantization.quantize_on_processor,
             ChatOptions=options.ChatOptions,
             ChatPrompt=prompt.ChatPrompt,
             self_check=self_check,

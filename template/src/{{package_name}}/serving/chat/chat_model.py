@@ -97,6 +97,7 @@ class ChatModel(Model):
         max_thinking_tokens: int = 0,
         default_sampling: SamplingOptions,
         admission: Admission,
+        quantization: str | None = None,
     ) -> None:
         self._engine = engine
         self._grammars = grammars
@@ -105,6 +106,7 @@ class ChatModel(Model):
         self._max_thinking_tokens = max_thinking_tokens
         self._default_sampling = default_sampling
         self._admission = admission
+        self._quantization = quantization
         self._prompts = PromptEncoder(tokenizer, engine.max_length)
         self._tokenizer = tokenizer
         self._decoder = TokenDecoder(tokenizer)
@@ -142,6 +144,7 @@ class ChatModel(Model):
                 engine.max_sequences + settings.max_queue,
                 settings.kv_cache_tokens + settings.max_queue_tokens,
             ),
+            quantization=parts.quantization,
         )
 
     @property
@@ -155,7 +158,11 @@ class ChatModel(Model):
     @property
     def details(self) -> Mapping[str, str | None]:
         reason = self._engine.reason
-        return {"engine": "sequential" if reason else "continuous", "engine_reason": reason}
+        return {
+            "engine": "sequential" if reason else "continuous",
+            "engine_reason": reason,
+            "quantization": self._quantization,
+        }
 
     def unload(self) -> None:
         self._engine.stop()
