@@ -26,6 +26,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             options,
             output_parser,
             prompt,
+            quantization,
         )
         from families_server.serving.engine import sampling, self_check
         from families_server.serving.models import admission, device, model_errors
@@ -35,6 +36,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
             ChatModel=chat_model.ChatModel,
             Device=device.Device,
             make_engine=loading.make_engine,
+            quantize_on_processor=quantization.quantize_on_processor,
             ChatOptions=options.ChatOptions,
             ChatPrompt=prompt.ChatPrompt,
             ChatRequest=chat.ChatRequest,

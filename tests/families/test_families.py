@@ -33,9 +33,13 @@ def no_text(tokenizer: Any) -> list[int]:
     return [token for token, text in enumerate(texts) if not text or not text.isascii()]
 
 
-def reference(family: str, folder: Path, package: SimpleNamespace) -> list[Generation]:
+def reference(
+    family: str, folder: Path, package: SimpleNamespace, quantization: str = "none"
+) -> list[Generation]:
     tokenizer = package.tokenizer
     model = auto_class(family).from_pretrained(folder, dtype=torch.float32)
+    if quantization != "none":
+        package.quantize_on_processor(model, quantization)
     answers = []
     for length in LENGTHS:
         prompt = tokenizer.apply_chat_template(
@@ -103,6 +107,31 @@ def test_answers_equal_generate_alone_and_together(
     engine, reason = model.details["engine"], model.details["engine_reason"]
     assert engine == ("continuous" if family in BATCHED else "sequential"), reason
     assert bool(reason) == (family in ONE_AT_A_TIME)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "qwen3_moe", "gpt_oss"])
+def test_answers_of_quantised_weights_equal_generate(
+    family: str, quantization: str, package: SimpleNamespace, tmp_path: Path
+) -> None:
+    options = BATCHED[family] | {"num_attention_heads": 8, "num_key_value_heads": 4}
+    package.save(build(family, options), tmp_path)
+    settings = package.Settings(
+        _env_file=None, kv_cache_tokens=4096, max_batch_tokens=64, quantization=quantization
+    )
+    model = package.ChatModel.load(str(tmp_path), package.Device("cpu", "float32"), settings)
+    try:
+        alone, together = asyncio.run(ask_all(model, package))
+    finally:
+        model.unload()
+
+    assert model.details["engine"] == "continuous", model.details
+    expected = reference(family, tmp_path, package, quantization)
+    for answers in (alone, together):
+        assert [text for text, _ in answers] == [text for text, _ in expected]
+        for (_, actual), (_, logprobs) in zip(answers, expected, strict=True):
+            # Layers round their inputs to bfloat16.
+            assert actual == pytest.approx(logprobs, abs=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

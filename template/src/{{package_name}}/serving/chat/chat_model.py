@@ -114,6 +114,7 @@ class ChatModel(Model):
         tool_prompt: bool = False,
         default_sampling: SamplingOptions,
         admission: Admission,
+        quantization: str | None = None,
     ) -> None:
         self._engine = engine
         self._grammars = grammars
@@ -122,6 +123,7 @@ class ChatModel(Model):
         self._max_thinking_tokens = max_thinking_tokens
         self._default_sampling = default_sampling
         self._admission = admission
+        self._quantization = quantization
         self._prompts = PromptEncoder(tokenizer, engine.max_length, tool_prompt=tool_prompt)
         if self._prompts.writes_tools:
             logger.info("the chat template has no tool calls: the service writes tools as text")
@@ -163,6 +165,7 @@ class ChatModel(Model):
                 engine.max_sequences + settings.max_queue,
                 settings.kv_cache_tokens + settings.max_queue_tokens,
             ),
+            quantization=parts.quantization,
         )
 
     @property
@@ -176,7 +179,11 @@ class ChatModel(Model):
     @property
     def details(self) -> Mapping[str, str | None]:
         reason = self._engine.reason
-        return {"engine": "sequential" if reason else "continuous", "engine_reason": reason}
+        return {
+            "engine": "sequential" if reason else "continuous",
+            "engine_reason": reason,
+            "quantization": self._quantization,
+        }
 
     def measure(self, metrics: Metrics, name: str) -> None:
         requests = metrics.group(RequestMetrics)

@@ -27,6 +27,7 @@ from ..engine.transformers_private import attention_of
 from ..models.checkpoint import read_object
 from ..models.device import Device
 from .grammar_compiler import GrammarCompiler
+from .quantization import rounding_dtype
 from .weights import end_tokens_of, read_chat_model, recommended_sampling
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class ChatParts:
     engine: Engine
     grammars: GrammarCompiler
     eos_token_ids: list[int]
+    quantization: str | None
     default_sampling: SamplingOptions
     """The sampling that the model's generation_config.json recommends"""
 
@@ -54,7 +56,12 @@ def load_chat_model(path: Path, device: Device, settings: Settings) -> ChatParts
 
     Raises what `read_chat_model` raises.
     """
-    weights = read_chat_model(path, device, trust_remote_code=settings.trust_remote_code)
+    weights = read_chat_model(
+        path,
+        device,
+        trust_remote_code=settings.trust_remote_code,
+        quantization=settings.quantization,
+    )
     tokenizer, model = weights.tokenizer, weights.model
     eos_token_ids = end_tokens_of(model, tokenizer, read_object(path / "config.json"))
     vocabulary = model.config.get_text_config().vocab_size
@@ -64,6 +71,7 @@ def load_chat_model(path: Path, device: Device, settings: Settings) -> ChatParts
         # last, as it starts a thread
         engine=make_engine(model, tokenizer, eos_token_ids, settings),
         eos_token_ids=eos_token_ids,
+        quantization=weights.quantization,
         default_sampling=recommended_sampling(model.generation_config),
     )
 
@@ -127,7 +135,8 @@ def checked_engine(
     started = time.monotonic()
     try:
         with abridged(model, len(tokens)):
-            check_batch(engine, sequences, expected, dtype=model.dtype, plain_seconds=plain_seconds)
+            dtype = rounding_dtype(model)
+            check_batch(engine, sequences, expected, dtype=dtype, plain_seconds=plain_seconds)
     except BaseException:
         engine.discard()
         raise
