@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_utils import PreTrainedModel
 
 from ..models.model_errors import Unavailable
+from .adapter_mix import AdapterMix
 from .base_engine import TokenStream
 from .sampling import SamplingState, sample_into_logits
 from .sampling_params import SamplingParams
@@ -90,16 +91,19 @@ class SequentialEngine:
         max_length: int,
         reason: str | None = None,
         stall_seconds: float = math.inf,
+        adapters: AdapterMix | None = None,
     ) -> None:
         """
         Args:
             reason: why this model is not batched.
             stall_seconds: a step that takes longer never ends, see TOKENS_OF_A_PASS.
+            adapters: those of the model, if it has any.
         """
         self.max_length = max_length
         self.reason = reason
         self.vocabulary: int = model.get_input_embeddings().weight.size(0)
         self._model = model
+        self._adapters = adapters
         self._eos_token_ids = list(eos_token_ids)
         self._watch = StallWatch(stall_seconds)
         self._stopping = False
@@ -116,7 +120,7 @@ class SequentialEngine:
     def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
         if not self.alive:
             raise Unavailable("The model stopped working and is being restarted.")
-        stream = TokenStream(len(params))
+        stream = TokenStream(len(params), params[0].adapter)
         for index, each in enumerate(params):
             state = SamplingState(each, prompt, self._eos_token_ids, stream.logprobs[index])
             job = Job(prompt, state, stream, index, asyncio.get_running_loop())
@@ -186,6 +190,8 @@ class SequentialEngine:
 
     def _generate(self, job: Job) -> None:
         no_eos = [-1]  # None would mean the model's own
+        if self._adapters is not None:
+            self._adapters.use(job.stream.adapter)
         input_ids = torch.tensor([job.prompt], device=self._model.device)
         self._model.generate(
             input_ids,

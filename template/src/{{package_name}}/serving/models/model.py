@@ -24,6 +24,15 @@ class Model(ABC):
         """Fields for `/health`, named as those of `health.LoadedModel`."""
         return {}
 
+    def variant(self, name: str) -> "Model":
+        """The model under one of the names of `ModelSpec.variants`. Raises LoadFailed."""
+        raise NotImplementedError
+
+    @property
+    def refused_variants(self) -> Mapping[str, str]:
+        """Why variants could not be loaded, by name. The end of a sentence for clients."""
+        return {}
+
     @abstractmethod
     def unload(self) -> None:
         """Frees what the model holds. Runs in a thread, so it may block."""
@@ -43,3 +52,5 @@ class ModelSpec:
     """
     aliases: tuple[str, ...] = ()
     """Other names that clients may use, for example the folder of the weights."""
+    variants: tuple[str, ...] = ()
+    """Names of models that are loaded with this one, such as its adapters: see `Model.variant`."""
