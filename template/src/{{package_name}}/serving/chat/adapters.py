@@ -1,17 +1,18 @@
 """LoRA adapters of a chat model: reads their files with peft, and refuses what cannot be served.
 
-An adapter is read into the model by peft, which knows the formats, and taken out again: the base
-model is as it was before, whatever an adapter's files hold.
+peft, which knows the formats, reads an adapter into a copy of the model's layers without weights.
+The base model itself is out of its reach, and may be quantised in any way.
 """
 
+import copy
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.modeling_utils import PreTrainedModel
 
@@ -117,21 +118,21 @@ def read_adapter(folder: Path, model: PreTrainedModel) -> dict[str, LowRank]:
             f"look into {folder}: {type(error).__name__}: {error}",
         ) from error
     refuse_weights(list(tensors))
-    config.inference_mode = True
     mapping = getattr(model, "_checkpoint_conversion_mapping", None)
-    device = str(model.device)
-    head = model.get_output_embeddings()
-    with taken_out(model):
-        try:
-            with_adapter = PeftModel(model, config, NAME, autocast_adapter_dtype=False)
-            report = with_adapter.load_adapter(
-                str(folder), NAME, torch_device=device, key_mapping=mapping
-            )
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise misfit(given, str(error)) from error
-        if strange := [*report.missing_keys, *report.unexpected_keys]:
-            raise misfit(given, f"{strange[0]} is not in both")
-        return low_ranks(model, head)
+    layers = without_weights(model)
+    head = layers.get_output_embeddings()
+    try:
+        with_adapter = PeftModel(layers, config, NAME, autocast_adapter_dtype=False)
+        report = with_adapter.load_adapter(
+            str(folder), NAME, torch_device="cpu", key_mapping=mapping
+        )
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise misfit(given, str(error)) from error
+    if strange := [*report.missing_keys, *report.unexpected_keys]:
+        raise misfit(given, f"{strange[0]} is not in both")
+    return {
+        name: low_rank(name, layer, model) for name, layer in adapted_layers(layers, head).items()
+    }
 
 
 def refuse_kind(config: Mapping[str, Any]) -> None:
@@ -183,28 +184,22 @@ def misfit(config: Mapping[str, Any], detail: str) -> SourceError:
     )
 
 
-@contextmanager
-def taken_out(model: PreTrainedModel) -> Iterator[None]:
-    """Puts every module back to its place when the block ends, and forgets the others."""
-    modules = dict(model.named_modules())
-    try:
-        yield
-    finally:
-        for name, module in list(model.named_modules()):
-            if name in modules and module is not modules[name]:
-                model.set_submodule(name, modules[name])
-        if hasattr(model, "peft_config"):
-            del model.peft_config
+def without_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A model with the same layers. The memory for its weights is reserved and never used."""
+    with torch.device("meta"):
+        layers = type(model)(copy.deepcopy(model.config))
+    empty: PreTrainedModel = layers.to_empty(device="cpu")
+    return empty
 
 
-def low_ranks(model: PreTrainedModel, head: nn.Module | None) -> dict[str, LowRank]:
-    """The adapter that peft has read into the model, by names of layers. Raises SourceError.
+def adapted_layers(model: PreTrainedModel, head: nn.Module | None) -> "dict[str, LoraLayer]":
+    """The layers with the adapter that peft has read into a model. Raises SourceError.
 
     head: the output embeddings, which compute the tokens that get a next one alone
     """
     from peft.tuners.lora import LoraLayer
 
-    parts: dict[str, LowRank] = {}
+    layers: dict[str, LoraLayer] = {}
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
@@ -216,33 +211,43 @@ def low_ranks(model: PreTrainedModel, head: nn.Module | None) -> dict[str, LowRa
         variant = layer.lora_variant.get(NAME)
         if variant is not None and not layer.use_dora.get(NAME):
             raise SourceError(f"it is a LoRA of an unusual kind ({type(variant).__name__})", MERGE)
-        parts[name] = low_rank(layer, model)
-    return parts
+        layers[name] = layer
+    return layers
 
 
-def low_rank(layer: "LoraLayer", model: PreTrainedModel) -> LowRank:
-    """A layer's part of the adapter that peft has read."""
+def low_rank(name: str, layer: "LoraLayer", model: PreTrainedModel) -> LowRank:
+    """What an adapter adds to the layer with this name. layer: as peft has read it."""
     down, up, scaling = layer.lora_A[NAME], layer.lora_B[NAME], layer.scaling[NAME]
     magnitude = None
     if layer.use_dora.get(NAME):
-        dora = layer.lora_magnitude_vector[NAME]
-        magnitude = dora.weight / weight_norm(layer, scaling)
-    of_adapter = [down.weight, up.weight, up.bias, magnitude]
-    placed = [
-        None if tensor is None else tensor.detach().to(model.device, model.dtype)
-        for tensor in of_adapter
-    ]
-    return LowRank(placed[0], placed[1], placed[2], scaling, placed[3])
+        magnitude = relative_magnitude(layer, model.get_submodule(name))
+
+    def placed(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(model.device, model.dtype)
+
+    return LowRank(
+        placed(down.weight),
+        placed(up.weight),
+        None if up.bias is None else placed(up.bias),
+        scaling,
+        None if magnitude is None else placed(magnitude),
+    )
 
 
-def weight_norm(layer: "LoraLayer", scaling: float) -> Any:
-    """The length of each row of the base weights with the adapter, as peft computes it."""
+def relative_magnitude(layer: "LoraLayer", base: nn.Module) -> Tensor:
+    """`LowRank.magnitude` of a layer with DoRA. base: the layer of the model itself."""
     from peft.utils.integrations import dequantize_module_weight
 
+    if not hasattr(base, "weight"):
+        raise SourceError(
+            "it is a DoRA, which needs weights that are not quantised",
+            "set INFER_QUANTIZATION=none, or take a plain LoRA",
+        )
     dora = layer.lora_magnitude_vector[NAME]
-    change = dora.get_lora_weight(lora_A=layer.lora_A[NAME], lora_B=layer.lora_B[NAME])
-    weight = dequantize_module_weight(layer.get_base_layer()).to(change.dtype)
-    return dora.get_weight_norm(weight, change.detach(), scaling)
+    change = dora.get_lora_weight(lora_A=layer.lora_A[NAME], lora_B=layer.lora_B[NAME]).detach()
+    weight = dequantize_module_weight(base).to(change.device, change.dtype)
+    norm: Tensor = dora.get_weight_norm(weight, change, layer.scaling[NAME])
+    return torch.as_tensor(dora.weight) / norm
 
 
 def own_tokenizer(

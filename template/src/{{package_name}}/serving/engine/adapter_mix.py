@@ -75,7 +75,9 @@ class AdapterMix:
 class MixedLinear(nn.Module):
     """A linear layer of the base model with what adapters add to it."""
 
-    def __init__(self, base_layer: nn.Module, mix: AdapterMix, parts: Mapping[int, LowRank]) -> None:
+    def __init__(
+        self, base_layer: nn.Module, mix: AdapterMix, parts: Mapping[int, LowRank]
+    ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.mix = mix
@@ -88,7 +90,7 @@ class MixedLinear(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        bias: Tensor | None = self.base_layer.bias  # type: ignore[assignment]
+        bias: Tensor | None = getattr(self.base_layer, "bias", None)
         return bias
 
     def forward(self, x: Tensor) -> Tensor:

@@ -198,9 +198,7 @@ def remove_handler(manager: ContinuousBatchingManager, request_id: str) -> None:
         manager.output_router.result_handlers.pop(request_id, None)
 
 
-def separate_prefixes(
-    manager: ContinuousBatchingManager, group_of: Callable[[str], int]
-) -> None:
+def separate_prefixes(manager: ContinuousBatchingManager, group_of: Callable[[str], int]) -> None:
     """Shares blocks of the KV cache among requests of one group alone. Before the start only.
 
     Blocks are found by a hash of their tokens and of the block before them, so that a mark on the
