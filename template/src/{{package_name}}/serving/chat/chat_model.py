@@ -129,7 +129,9 @@ class ChatModel(Model):
         """The tokens that end the adapter's answers beside the base model's"""
         ready = adapters.ready.items() if adapters else ()
         self._refused_adapters = adapters.refused if adapters else {}
-        self._variants = {name: self._with_adapter(adapter) for name, adapter in ready}
+        self._variants: dict[str, ChatModel] = {
+            name: self._with_adapter(adapter) for name, adapter in ready
+        }
 
     @classmethod
     def load(
@@ -172,7 +174,7 @@ class ChatModel(Model):
             adapters=parts.adapters,
         )
 
-    def _with_adapter(self, adapter: "ChatAdapter") -> Self:
+    def _with_adapter(self, adapter: "ChatAdapter") -> "ChatModel":
         """The same model, engine and admission, answering with an adapter."""
         model = copy.copy(self)
         model._adapter = adapter.number
@@ -183,7 +185,7 @@ class ChatModel(Model):
             model._decoder = TokenDecoder(adapter.tokenizer)
         return model
 
-    def variant(self, name: str) -> Self:
+    def variant(self, name: str) -> "ChatModel":
         """The model with one of its adapters. Raises LoadFailed for one that could not be loaded."""
         if reason := self._refused_adapters.get(name):
             message = f"The adapter {name!r} could not be loaded: {reason}."
