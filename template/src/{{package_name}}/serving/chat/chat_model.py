@@ -1,6 +1,7 @@
 """Chat: a conversation in, text out. It turns text into tokens and back; the engine generates."""
 
 import asyncio
+import copy
 import logging
 import math
 import random
@@ -8,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from ...settings import Settings
@@ -19,9 +21,16 @@ from ..engine.thought import ThoughtParams
 from ..metrics import Metrics
 from ..models.admission import Admission
 from ..models.device import Device
-from ..models.hub import LOADING, fetch_model
+from ..models.hub import LOADING, fetch_adapter, fetch_model
 from ..models.model import Model
-from ..models.model_errors import ContextExceeded, DeadlineExceeded, InvalidInput, Overloaded
+from ..models.model_errors import (
+    ContextExceeded,
+    DeadlineExceeded,
+    InvalidInput,
+    LoadFailed,
+    Overloaded,
+    SourceError,
+)
 from ..models.progress_bar import weights_progress
 from ..models.request_metrics import RequestMeter, RequestMetrics, unregistered
 from ..threads import run_in_pool
@@ -35,6 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from ..engine.grammar import Grammar
+    from .adapters import ChatAdapter, ChatAdapters
     from .grammar_compiler import GrammarCompiler
 
 logger = logging.getLogger(__name__)
@@ -115,6 +125,7 @@ class ChatModel(Model):
         default_sampling: SamplingOptions,
         admission: Admission,
         quantization: str | None = None,
+        adapters: "ChatAdapters | None" = None,
     ) -> None:
         self._engine = engine
         self._grammars = grammars
@@ -124,6 +135,7 @@ class ChatModel(Model):
         self._default_sampling = default_sampling
         self._admission = admission
         self._quantization = quantization
+        self._tool_prompt = tool_prompt
         self._prompts = PromptEncoder(tokenizer, engine.max_length, tool_prompt=tool_prompt)
         if self._prompts.writes_tools:
             logger.info("the chat template has no tool calls: the service writes tools as text")
@@ -132,14 +144,31 @@ class ChatModel(Model):
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         # Compiling a grammar can take seconds, and must not delay requests without one.
         self._grammar_executor = ThreadPoolExecutor(2, thread_name_prefix="grammar")
-        self._grammars_waiting = 0
+        self._grammars_waiting: list[ChatOptions] = []
         self._meter = unregistered()
+        self._adapter = 0
+        """Number of the adapter in the engine; 0 for the base model"""
+        self._own_end_tokens: tuple[int, ...] = ()
+        """The tokens that end the adapter's answers beside the base model's"""
+        ready = adapters.ready.items() if adapters else ()
+        self._refused_adapters = adapters.refused if adapters else {}
+        self._variants: dict[str, ChatModel] = {
+            name: self._with_adapter(adapter) for name, adapter in ready
+        }
 
     @classmethod
-    def load(cls, source: str, device: Device, settings: Settings, revision: str = "") -> Self:
+    def load(
+        cls,
+        source: str,
+        device: Device,
+        settings: Settings,
+        revision: str = "",
+        adapters: Mapping[str, str] | None = None,
+    ) -> Self:
         """Reads the weights and starts the engine. Blocks.
 
         revision: commit, tag or branch on the hub; empty for the newest.
+        adapters: hub id or local folder of each adapter, by name.
         """
         path = fetch_model(
             source,
@@ -147,10 +176,11 @@ class ChatModel(Model):
             revision=revision,
             trust_remote_code=settings.trust_remote_code,
         )
+        folders = {name: adapter_folder(each) for name, each in (adapters or {}).items()}
         with LOADING, weights_progress():
             from .loading import load_chat_model  # imports torch and transformers
 
-            parts = load_chat_model(path, device, settings)
+            parts = load_chat_model(path, device, settings, folders)
         engine = parts.engine
         return cls(
             parts.tokenizer,
@@ -166,7 +196,32 @@ class ChatModel(Model):
                 settings.kv_cache_tokens + settings.max_queue_tokens,
             ),
             quantization=parts.quantization,
+            adapters=parts.adapters,
         )
+
+    def _with_adapter(self, adapter: "ChatAdapter") -> "ChatModel":
+        """The same model, engine and admission, answering with an adapter."""
+        model = copy.copy(self)
+        model._adapter = adapter.number
+        model._own_end_tokens = adapter.end_tokens
+        if adapter.tokenizer is not None:
+            model._tokenizer = adapter.tokenizer
+            model._prompts = PromptEncoder(
+                adapter.tokenizer, self._engine.max_length, tool_prompt=self._tool_prompt
+            )
+            model._decoder = TokenDecoder(adapter.tokenizer)
+        return model
+
+    def variant(self, name: str) -> "ChatModel":
+        """The model with one of its adapters. Raises LoadFailed for one that could not be loaded."""
+        if reason := self._refused_adapters.get(name):
+            message = f"The adapter {name!r} could not be loaded: {reason}."
+            raise LoadFailed(message, permanent=True)
+        return self._variants[name]
+
+    @property
+    def refused_variants(self) -> Mapping[str, str]:
+        return self._refused_adapters
 
     @property
     def alive(self) -> bool:
@@ -189,6 +244,8 @@ class ChatModel(Model):
         requests = metrics.group(RequestMetrics)
         requests.watch(name, self._engine.load)
         self._meter = requests.of(name)
+        for adapter, model in self._variants.items():
+            model._meter = requests.of(adapter)
         self._engine.meter = metrics.group(EngineMetrics).of(name, self._engine)
 
     def unload(self) -> None:
@@ -290,14 +347,14 @@ class ChatModel(Model):
         """Raises InvalidInput or Overloaded."""
         if not options.tools and options.form is None:
             return None
-        if self._grammars_waiting >= MAX_GRAMMARS:
+        if len(self._grammars_waiting) >= MAX_GRAMMARS:
             raise Overloaded("Too many schemas wait to be compiled.")
-        self._grammars_waiting += 1
+        self._grammars_waiting.append(options)
         try:
             compiling = partial(self._grammar, options, opening)
             return await run_in_pool(self._grammar_executor, compiling)
         finally:
-            self._grammars_waiting -= 1
+            self._grammars_waiting.pop()
 
     def _encode(
         self, conversation: ChatPrompt | TextPrompt, options: ChatOptions
@@ -333,12 +390,20 @@ class ChatModel(Model):
         if any(token >= vocabulary for token in sampling.get("stop_token_ids", ())):
             message = f"stop_token_ids: tokens go from 0 to {vocabulary - 1}"
             raise InvalidInput(message, "stop_token_ids")
+        if self._own_end_tokens and not sampling.get("ignore_eos"):
+            own = (*sampling.get("stop_token_ids", ()), *self._own_end_tokens)
+            sampling["stop_token_ids"] = own
         seed = random.getrandbits(63) if options.seed is None else options.seed
         # Answer 0 is the one that a request for a single answer with this seed would get.
         seeds = [seed, *(random.Random(f"{seed}/{i}").getrandbits(63) for i in range(1, options.n))]
         return [
             SamplingParams(
-                max_tokens=max_tokens, seed=each, grammar=grammar, thought=thought, **sampling
+                max_tokens=max_tokens,
+                seed=each,
+                grammar=grammar,
+                thought=thought,
+                adapter=self._adapter,
+                **sampling,
             )
             for each in seeds
         ]
@@ -407,3 +472,11 @@ class ChatModel(Model):
             return self._grammars.form(form, thinking)
         except ValueError as error:
             raise InvalidInput(f"{form.param}: {error}", form.param) from error
+
+
+def adapter_folder(source: str) -> Path | SourceError:
+    """The folder of an adapter, or why there is none: that must not fail the base model."""
+    try:
+        return fetch_adapter(source)
+    except SourceError as error:
+        return error

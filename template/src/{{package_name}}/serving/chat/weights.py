@@ -1,5 +1,6 @@
 """Reads the tokenizer and the weights of a chat model, and refuses models of other kinds."""
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -144,6 +145,26 @@ def read_tokenizer(folder: Path, options: dict[str, Any]) -> PreTrainedTokenizer
             "none of its chat templates is called default",
             f"save one of {', '.join(template)} as chat_template.jinja in its folder",
         )
+    check_syntax(tokenizer)
+    return tokenizer
+
+
+def read_own_tokenizer(
+    folder: Path, base: PreTrainedTokenizerFast
+) -> PreTrainedTokenizerFast | None:
+    """The tokenizer of an adapter, with a template for chat; None where the folder has no template.
+
+    base: that of the base model, for an adapter that has a template alone. Raises SourceError.
+    """
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if not isinstance(tokenizer, PreTrainedTokenizerFast) or not tokenizer.chat_template:
+            return None
+    elif (file := folder / "chat_template.jinja").is_file():
+        tokenizer = copy.deepcopy(base)
+        tokenizer.chat_template = file.read_text("utf-8")
+    else:
+        return None
     check_syntax(tokenizer)
     return tokenizer
 

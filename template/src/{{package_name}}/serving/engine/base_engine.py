@@ -35,8 +35,10 @@ class TokenStream:
     """The sequences that answer one prompt. The engine fills it on the event loop, one reader
     empties it."""
 
-    def __init__(self, sequences: int = 1) -> None:
+    def __init__(self, sequences: int = 1, adapter: int = 0) -> None:
+        """adapter: number of the adapter that computes the sequences; 0 for none"""
         self.id = uuid.uuid4().hex
+        self.adapter = adapter
         self.counts = [0] * sequences
         """Tokens put so far, by sequence"""
         self.logprobs: list[list[TokenLogprob]] = [[] for _ in range(sequences)]

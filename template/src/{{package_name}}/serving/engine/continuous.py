@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from threading import Thread
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 from ..models.model_errors import Unavailable
 from ..models.request_metrics import Load
 from ..threads import WorkThread
+from .adapter_mix import AdapterMix
 from .base_engine import TokenStream
 from .engine_metrics import EngineMeter
 from .oom_retry import install_oom_retry
@@ -39,8 +41,10 @@ from .transformers_private import (
     on_prefix_search,
     queue_seconds,
     remove_handler,
+    separate_prefixes,
     set_step_limits,
     step_limits,
+    step_requests,
     thread_of,
     wrap_step,
 )
@@ -60,8 +64,9 @@ CANCELLED = SamplingState(SamplingParams(max_tokens=0, temperature=0.0), [], [],
 class CheckSequence(SamplingState):
     """A sequence whose every token is known: the batch's logits for each are kept."""
 
-    def __init__(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
-        super().__init__(SamplingParams(max_tokens=len(answer), temperature=0.0), [], [], [])
+    def __init__(self, prompt: Sequence[int], answer: Sequence[int], adapter: int = 0) -> None:
+        params = SamplingParams(max_tokens=len(answer), temperature=0.0, adapter=adapter)
+        super().__init__(params, [], [], [])
         self.prompt = list(prompt)
         self.answer = list(answer)
         self._logits: dict[int, Tensor] = {}
@@ -101,11 +106,13 @@ class ContinuousBatchingEngine:
         max_batch_requests: int,
         prefix_caching: bool = True,
         stall_seconds: float = math.inf,
+        adapters: AdapterMix | None = None,
     ) -> None:
         """Takes the memory of the KV cache and starts the thread.
 
         prefix_caching: prompts that begin alike are computed once, where the model allows it.
         stall_seconds: a step that takes longer never ends.
+        adapters: those of the model, if it has any.
 
         Raises ValueError (or what transformers raises) for a model that cannot be batched.
         """
@@ -147,6 +154,9 @@ class ContinuousBatchingEngine:
         install_oom_retry(self._manager, self._count_split)
         on_prefix_search(self._manager, self._count_prefix)
         on_preemption(self._manager, self._count_preemptions)
+        if adapters is not None:
+            separate_prefixes(self._manager, adapter_of)
+            wrap_step(self._manager, partial(self._run_mixed_step, adapters))
         wrap_step(self._manager, self._run_step)
         self._manager.start()
 
@@ -174,6 +184,13 @@ class ContinuousBatchingEngine:
     def cache_usage(self) -> float:
         return cache_share(self._manager)
 
+    def _run_mixed_step(self, adapters: AdapterMix, step: Callable[[], None]) -> None:
+        requests = step_requests(self._manager)
+        # By the id alone, as the request may have been cancelled by now.
+        runs = [(adapter_of(each.state.request_id), each.query_length) for each in requests]
+        adapters.assign(runs, self._model.device)
+        step()
+
     def _begin_step(self, rows: Sequence[Row]) -> None:
         self._rows = []
         for request_id, tokens in rows:
@@ -193,7 +210,7 @@ class ContinuousBatchingEngine:
         return not stalled and not has_failed(self._manager)
 
     def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
-        stream = TokenStream(len(params))
+        stream = TokenStream(len(params), params[0].adapter)
         self._loop = asyncio.get_running_loop()
         if not self._running and not self._watch.computing:
             self._watch.moves()
@@ -208,7 +225,7 @@ class ContinuousBatchingEngine:
     def _add(
         self, prompt: list[int], params: SamplingParams, stream: TokenStream, index: int
     ) -> None:
-        request_id = f"{stream.id}-{index}"
+        request_id = request_id_of(stream, index)
         self._running[request_id] = RunningSequence(stream, index)
         self._states[request_id] = SamplingState(
             params, prompt, self._eos_token_ids, stream.logprobs[index]
@@ -227,7 +244,7 @@ class ContinuousBatchingEngine:
 
     def cancel(self, stream: TokenStream, index: int | None = None) -> None:
         for each in range(len(stream.counts)) if index is None else [index]:
-            request_id = f"{stream.id}-{each}"
+            request_id = request_id_of(stream, each)
             if request_id in self._running:
                 self._manager.cancel_request(request_id)
                 self._forget(request_id)
@@ -243,7 +260,7 @@ class ContinuousBatchingEngine:
         deadline = time.monotonic() + seconds
         with self._manager.pause():  # or the first could finish before the last is added
             for number, each in enumerate(sequences):
-                request_id = f"check-{number}"
+                request_id = f"{each.params.adapter}:check-{number}"
                 self._states[request_id] = each
                 self._manager.add_request(
                     each.prompt,
@@ -318,6 +335,15 @@ class ContinuousBatchingEngine:
     def _forget(self, request_id: str) -> None:
         del self._running[request_id], self._states[request_id]
         remove_handler(self._manager, request_id)
+
+
+def request_id_of(stream: TokenStream, index: int) -> str:
+    """The manager's id of a sequence, from which `adapter_of` reads the adapter."""
+    return f"{stream.adapter}:{stream.id}-{index}"
+
+
+def adapter_of(request_id: str) -> int:
+    return int(request_id.partition(":")[0])
 
 
 def interrupt(thread: Thread) -> None:

@@ -18,6 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..models.model_errors import Unavailable
 from ..models.request_metrics import Load
+from .adapter_mix import AdapterMix
 from .base_engine import TokenStream
 from .engine_metrics import EngineMeter
 from .sampling import SamplingState, sample_into_logits
@@ -94,17 +95,20 @@ class SequentialEngine:
         max_length: int,
         reason: str | None = None,
         stall_seconds: float = math.inf,
+        adapters: AdapterMix | None = None,
     ) -> None:
         """
         Args:
             reason: why this model is not batched.
             stall_seconds: a step that takes longer never ends, see TOKENS_OF_A_PASS.
+            adapters: those of the model, if it has any.
         """
         self.meter: EngineMeter | None = None
         self.max_length = max_length
         self.reason = reason
         self.vocabulary: int = model.get_input_embeddings().weight.size(0)
         self._model = model
+        self._adapters = adapters
         self._eos_token_ids = list(eos_token_ids)
         self._watch = StallWatch(stall_seconds)
         self._stopping = False
@@ -128,7 +132,7 @@ class SequentialEngine:
     def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
         if not self.alive:
             raise Unavailable("The model stopped working and is being restarted.")
-        stream = TokenStream(len(params))
+        stream = TokenStream(len(params), params[0].adapter)
         for index, each in enumerate(params):
             state = SamplingState(each, prompt, self._eos_token_ids, stream.logprobs[index])
             job = Job(prompt, state, stream, index, asyncio.get_running_loop())
@@ -203,6 +207,8 @@ class SequentialEngine:
 
     def _generate(self, job: Job) -> None:
         no_eos = [-1]  # None would mean the model's own
+        if self._adapters is not None:
+            self._adapters.use(job.stream.adapter)
         input_ids = torch.tensor([job.prompt], device=self._model.device)
         self._model.generate(
             input_ids,

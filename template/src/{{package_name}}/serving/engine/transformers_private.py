@@ -10,6 +10,7 @@ new minor version breaks this file at most.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import Thread
 from typing import ClassVar
 
@@ -56,12 +57,16 @@ __all__ = [
     "queue_seconds",
     "remove_handler",
     "requeue",
+    "separate_prefixes",
     "set_step_limits",
     "step_limits",
     "step_requests",
     "thread_of",
     "wrap_step",
 ]
+
+GROUP_SIZE = 2**21
+"""More than the tokens of any vocabulary"""
 
 Row = tuple[str, list[int]]
 """Request id and the tokens that the request has generated so far"""
@@ -243,6 +248,42 @@ def remove_handler(manager: ContinuousBatchingManager, request_id: str) -> None:
     """
     with manager.output_router._lock:
         manager.output_router.result_handlers.pop(request_id, None)
+
+
+def separate_prefixes(manager: ContinuousBatchingManager, group_of: Callable[[str], int]) -> None:
+    """Shares blocks of the KV cache among requests of one group alone. Before the start only.
+
+    Blocks are found by a hash of their tokens and of the block before them, so that a mark on the
+    first token makes all blocks of a sequence different from those of other groups.
+
+    group_of: a number from 0 for the id of each request
+    """
+    cache = _processor(manager).cache
+    search = cache.search_prefix_match
+
+    def search_in_group(request_id: str, prompt: list[int]) -> int:
+        return int(search(request_id, marked(prompt, group_of(request_id))))
+
+    cache.search_prefix_match = search_in_group
+    for allocator in cache.cache_allocators.values():
+        allocator.mark_complete_blocks = partial(
+            mark_in_group, allocator.mark_complete_blocks, group_of
+        )
+
+
+def mark_in_group(
+    mark: Callable[[str, list[int], int], None],
+    group_of: Callable[[str], int],
+    request_id: str,
+    tokens: list[int],
+    new_blocks: int,
+) -> None:
+    mark(request_id, marked(tokens, group_of(request_id)), new_blocks)
+
+
+def marked(tokens: list[int], group: int) -> list[int]:
+    """The tokens with the number of a group in the first of them, within 32 bits as it is hashed."""
+    return [tokens[0] - group * GROUP_SIZE, *tokens[1:]] if group else tokens
 
 
 def step_requests(manager: ContinuousBatchingManager) -> list[FutureRequestState]:

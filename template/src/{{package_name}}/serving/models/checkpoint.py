@@ -129,10 +129,14 @@ def refuse_adapter(folder: Path, setting: str) -> None:
     if not file.is_file():
         return
     base = read_object(file).get("base_model_name_or_path") or "its base model"
+    merge = (
+        f"merge it into {base} with peft's merge_and_unload(), save model and tokenizer into a "
+        f"folder without adapter_config.json, and set {setting}=<that folder>"
+    )
+    beside = f"set {setting}={base} and INFER_CHAT_ADAPTERS=<name>={folder}, or "
     raise SourceError(
         "its folder holds an adapter (LoRA or another kind of PEFT) and not a whole model",
-        f"merge it into {base} with peft's merge_and_unload(), save model and tokenizer into a "
-        f"folder without adapter_config.json, and set {setting}=<that folder>",
+        beside + merge if setting == "INFER_CHAT_MODEL" else merge,
     )
 
 

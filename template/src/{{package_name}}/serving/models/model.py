@@ -28,6 +28,15 @@ class Model(ABC):
     def measure(self, metrics: Metrics, name: str) -> None:  # noqa: B027
         """Counts in these metrics from now on, under this name. Called once, after the load."""
 
+    def variant(self, name: str) -> "Model":
+        """The model under one of the names of `ModelSpec.variants`. Raises LoadFailed."""
+        raise NotImplementedError
+
+    @property
+    def refused_variants(self) -> Mapping[str, str]:
+        """Why variants could not be loaded, by name. The end of a sentence for clients."""
+        return {}
+
     @abstractmethod
     def unload(self) -> None:
         """Frees what the model holds. Runs in a thread, so it may block."""
@@ -47,3 +56,5 @@ class ModelSpec:
     """
     aliases: tuple[str, ...] = ()
     """Other names that clients may use, for example the folder of the weights."""
+    variants: tuple[str, ...] = ()
+    """Names of models that are loaded with this one, such as its adapters: see `Model.variant`."""

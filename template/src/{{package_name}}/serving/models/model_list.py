@@ -111,9 +111,10 @@ def check_names(specs: Iterable[ModelSpec]) -> None:
     taken: set[str] = set()
     for spec in specs:
         names = {spec.id, *spec.aliases}
-        if twice := sorted(names & taken):
+        twice = sorted((names & taken) | (set(spec.variants) & (names | taken)))
+        if twice:
             raise ConfigurationError(
                 f"Two models are called {twice[0]!r}. Give one of them another name; a setting that "
                 "lists models takes name=source."
             )
-        taken |= names
+        taken |= names | set(spec.variants)

@@ -130,17 +130,20 @@ class ModelRegistry:
     def load_failures(self) -> dict[str, str]:
         """Why the models that could not be loaded at the last attempt could not, by id."""
         entries = self._entries.items()
-        return {id_: entry.reason or "see the log" for id_, entry in entries if entry.failures}
+        failures = {id_: entry.reason or "see the log" for id_, entry in entries if entry.failures}
+        for model in self.models.values():
+            failures |= model.refused_variants
+        return failures
 
     def spec(self, name: str) -> ModelSpec:
-        """The model with this id or alias. Raises UnknownModel."""
+        """The model with this id or alias, or with this variant. Raises UnknownModel."""
         return self._find(name).spec
 
     @asynccontextmanager
     async def use(
         self, name: str, model_class: type[M], deadline: Deadline | None = None
     ) -> AsyncIterator[M]:
-        """The model, loaded, and kept loaded until the block ends.
+        """The model or variant, loaded, and kept loaded until the block ends.
 
         Raises UnknownModel, LoadFailed, StillLoading at the deadline, or Unavailable while the
         service shuts down.
@@ -155,6 +158,8 @@ class ModelRegistry:
                 model = await self._load_in_time(entry, deadline or Deadline(self._timeout_seconds))
             if self._closed:
                 raise registry_closed()
+            if name in entry.spec.variants:
+                model = model.variant(name)
             assert isinstance(model, model_class)
             yield model
         finally:
@@ -208,7 +213,8 @@ class ModelRegistry:
 
     def _find(self, name: str) -> Entry:
         for entry in self._entries.values():
-            if name == entry.spec.id or name in entry.spec.aliases:
+            spec = entry.spec
+            if name == spec.id or name in spec.aliases or name in spec.variants:
                 return entry
         shown = repr(name[:64])
         raise UnknownModel(f"The model {shown} does not exist. GET /v1/models lists what does.")
