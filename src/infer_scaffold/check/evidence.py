@@ -176,7 +176,8 @@ def statuses(module: Module, node: ast.AST) -> Iterator[int]:
     """The statuses of errors that a node names: a call's, an attribute's, a table's."""
     if isinstance(node, ast.Call):
         name = last(node.func)
-        if re.search(r"(Exception|Error|Response|error|abort|__init__)", name):
+        raised = isinstance(module.parents.get(node), ast.Raise)
+        if raised or re.search(r"(Exception|Error|Response|error|abort|__init__)", name):
             given = [*node.args[:2], *(k.value for k in node.keywords if k.arg in _CODE_NAMES)]
             yield from filter(None, map(_status, given))
     elif isinstance(node, ast.Attribute):

@@ -129,7 +129,7 @@ class Objects:
         while isinstance(node, ast.Attribute):
             node = node.value
         return isinstance(node, ast.Name) and (
-            node.id in scope.module.aliases and self._binding(node.id, scope) is None
+            node.id in scope.module.aliases and self.binds(node.id, scope) is None
         )
 
     def _returned(self, function: Function) -> str:
@@ -152,13 +152,13 @@ class Objects:
     def _of_name(self, node: ast.Name, scope: Scope) -> str:
         if node.id in ("self", "cls") and scope.owner is not None:
             return f"{scope.module.name}.{scope.owner.name}"
-        bound = self._binding(node.id, scope)
+        bound = self.binds(node.id, scope)
         if bound is not None:
             return self._bound(node.id, bound)
         return self._of_global(self.source.canonical(scope.module, node))
 
-    def _binding(self, name: str, scope: Scope) -> Function | None:
-        """The function that gives a name its value, from the inside out."""
+    def binds(self, name: str, scope: Scope) -> Function | None:
+        """Return the function that gives a name its value, from the inside out."""
         function = scope.function
         while function is not None:
             bound = self.bindings(function)
@@ -375,7 +375,7 @@ class Objects:
 
     def _annotation(self, node: ast.expr, scope: Scope) -> tuple[Module, ast.expr] | None:
         if isinstance(node, ast.Name):
-            bound = self._binding(node.id, scope)
+            bound = self.binds(node.id, scope)
             if bound is not None:
                 given = self.bindings(bound.node).annotations.get(node.id)
                 parameter = _parameters(bound.node).get(node.id)
@@ -405,7 +405,7 @@ class Objects:
             root = root.value
         if not isinstance(root, ast.Name):
             return ""
-        bound = self._binding(root.id, scope)
+        bound = self.binds(root.id, scope)
         if bound is not None:
             inside = self.bindings(bound.node)
             if root.id not in inside.functions:
@@ -451,7 +451,7 @@ class Objects:
         return found
 
     def _function_named(self, node: ast.Name, scope: Scope) -> Function | None:
-        bound = self._binding(node.id, scope)
+        bound = self.binds(node.id, scope)
         if bound is not None:
             inside = self.bindings(bound.node)
             if node.id in inside.functions:

@@ -28,15 +28,15 @@ def async_routes(service: Service, profile: Profile) -> tuple[Verdict, list[Find
     if not service.operations:
         return Verdict.NA, []
     strict = profile is Profile.STRICT
-    blocked = _Findings(service, strict)
+    blocked = _Findings(service)
     for start in service.on_loop:
         for function in service.reached(start):
-            blocked.add(function, "on the event loop")
+            blocked.add(function, "on the event loop", strict)
     failed = bool(blocked.found)
     if strict:
         for start in service.startup:
             for function in service.reached(start) if start.is_async else []:
-                blocked.add(function, "on the event loop, before the service answers")
+                blocked.add(function, "on the event loop, before the service answers", False)
         _threads(service, blocked)
     found = list(blocked.found.values())
     if failed:
@@ -47,17 +47,17 @@ def async_routes(service: Service, profile: Profile) -> tuple[Verdict, list[Find
 class _Findings:
     """The findings of a check, one at a place."""
 
-    def __init__(self, service: Service, strict: bool) -> None:
-        self.service, self.strict = service, strict
+    def __init__(self, service: Service) -> None:
+        self.service = service
         self.found: dict[tuple[str, int, int], Finding] = {}
         self._judged: set[ast.AST] = set()
 
-    def add(self, function: Function, where: str) -> None:
+    def add(self, function: Function, where: str, strict: bool) -> None:
         """Judge a function, unless it has been judged."""
         if function.node in self._judged:
             return
         self._judged.add(function.node)
-        for node, why, confidence in Calls(self.service, function, self.strict).blocking():
+        for node, why, confidence in Calls(self.service, function, strict).blocking():
             self.keep(at(function.module, node, f"{why} {where}.", _FIX, confidence))
 
     def keep(self, finding: Finding) -> None:

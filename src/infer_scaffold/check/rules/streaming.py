@@ -245,6 +245,10 @@ def _streams(service: Service) -> list[_Stream]:
 def _is_ours(service: Service, module: Module, response: ast.Call) -> bool:
     """Return whether the events of a response are made by a generator of the project."""
     content = argument(response, 0, "content")
+    if isinstance(content, ast.Name):  # a helper's parameter: what its callers pass
+        around = module.function_around(content)
+        if around is not None and content.id in [each.arg for each, _ in parameters(around)]:
+            return True
     return content is None or _is_our_stream(service, module, content)
 
 
@@ -253,6 +257,10 @@ def _is_our_stream(service: Service, module: Module, node: ast.expr, depth: int 
         return _is_our_stream(service, module, node.value, depth)
     if not depth or isinstance(node, ast.GeneratorExp):
         return bool(depth)
+    if isinstance(node, ast.IfExp):
+        return any(
+            _is_our_stream(service, module, each, depth) for each in (node.body, node.orelse)
+        )
     scope = module.scope_of(node)
     if isinstance(node, ast.Call):
         if any(_is_our_stream(service, module, each, depth - 1) for each in node.args):
@@ -267,9 +275,7 @@ def _is_our_stream(service: Service, module: Module, node: ast.expr, depth: int 
             )
         )
     if isinstance(node, ast.Name) and scope.function is not None:
-        values = service.objects.bindings(scope.function).values.get(node.id)
-        if values is None:  # a parameter: what a caller passes
-            return node.id in [each.arg for each, _ in parameters(scope.function)]
+        values = service.objects.bindings(scope.function).values.get(node.id, [])
         return any(_is_our_stream(service, module, each, depth - 1) for each in values)
     return False
 

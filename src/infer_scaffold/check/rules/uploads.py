@@ -14,7 +14,8 @@ from infer_scaffold.check.service import Route, Service, argument
 from infer_scaffold.check.source import Function
 
 _LIMIT_FIX = "Count the bytes while they arrive, and answer 413 when they exceed a limit."
-_SIZE = re.compile(r"size|length|limit|max|received|total|bytes", re.IGNORECASE)
+_SIZE = re.compile(r"size|length|limit|max|received|total|bytes|\blen\(", re.IGNORECASE)
+_EMPTY = re.compile(r"[<>]=? [01]$")
 _LIMITER = re.compile(r"(size|body|upload|content|request).*limit|limit.*(size|body|upload)", re.I)
 _RAW_PATH = re.compile(r"file|upload|audio|image|transcri|media|document|pdf|ocr|voice|asset")
 _PARSES = {"loads", "model_validate_json", "parse_raw", "parse_obj", "json", "validate_json"}
@@ -148,7 +149,8 @@ def _compares_size(code: Evidence) -> bool:
     return any(
         isinstance(node, ast.Compare)
         and isinstance(node.ops[0], ast.Gt | ast.GtE | ast.Lt | ast.LtE)
-        and _SIZE.search(ast.unparse(node))
+        and _SIZE.search(text := ast.unparse(node))
+        and not _EMPTY.search(text)
         for _, node in code.nodes
     )
 
