@@ -1,6 +1,7 @@
 """An index of Python source: modules, functions, classes, and the values of names in them."""
 
 import ast
+import contextlib
 import io
 import os
 import re
@@ -13,6 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from infer_scaffold.check import newer_syntax
 from infer_scaffold.check.exclude import Excluded
 from infer_scaffold.errors import UserError
 from infer_scaffold.reading import Unreadable, content, reason
@@ -35,7 +37,10 @@ _DEEPEST = 200  # depth of a tree: people write 40, and rules walk by recursion
 _REMEMBERED = 200_000  # bytes of a file whose tree is kept for the next service
 # Encodings whose decoding takes time that grows with the square of the length.
 _SLOW_ENCODINGS = {"punycode", "idna"}
-_SKIPPED = {"tests", "test", "testing", "node_modules", "site-packages", "build", "dist", "venv"}
+_SKIPPED = {
+    *("tests", "test", "testing", "node_modules", "site-packages", "build", "dist", "venv"),
+    *("docs", "doc", "examples", "example", "benchmarks", "benchmark"),
+}
 
 
 @dataclass(eq=False)
@@ -316,10 +321,10 @@ class Source:
 
 
 def read(root: Path, exclude: Iterable[str] = ()) -> Source:
-    """Parse the Python files below a folder, without tests, environments and builds.
+    """Parse the Python files below a folder, without tests, examples, environments and builds.
 
-    Every file has to parse. Kept are those that may say something about a service, and what they
-    import. Raises UserError for a folder that cannot be read.
+    Kept are those that may say something about a service, and what they import; of a file with an
+    error, the statements that parse. Raises UserError for a folder that cannot be read.
     """
     source = Source([])
     excluded = Excluded(exclude)
@@ -330,6 +335,7 @@ def read(root: Path, exclude: Iterable[str] = ()) -> Source:
             continue
         if problem and path == root:
             raise UserError(f"{root} cannot be read ({problem}); give a folder that can.")
+        text = b""
         try:
             if problem:
                 raise Unreadable(problem)
@@ -341,6 +347,8 @@ def read(root: Path, exclude: Iterable[str] = ()) -> Source:
                 others[_dotted(relative, root)] = relative
         except _UNJUDGED as error:
             source.unparsed.append(_unparsed(relative, error))
+            part = _in_part(relative, root, text) if isinstance(error, SyntaxError) else None
+            source.modules += [part] if part else []
     edge = source.modules
     for _ in range(_IMPORT_HOPS):
         wanted = {name for module in edge for each in module.imported for name in _parents(each)}
@@ -434,7 +442,28 @@ def _tree(text: bytes) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes are no findings of this check
         # As a text: a coding line no longer holds.
-        return ast.parse(text.decode())
+        try:
+            return ast.parse(text.decode())
+        except SyntaxError:
+            older = newer_syntax.rewritten(text)
+            if older == text:
+                raise
+            with contextlib.suppress(SyntaxError, UnicodeDecodeError):
+                return ast.parse(older.decode())
+            raise
+
+
+def _in_part(path: Path, root: Path, text: bytes) -> Module | None:
+    """Return what can be parsed of a file with an error, if that says something about a service."""
+    if not _MATTERS.search(text):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        body = list(newer_syntax.pieces(newer_syntax.rewritten(text).decode()))
+    syntax = Syntax(ast.Module(body, []))
+    if not body or (syntax.parents and syntax.depth > _DEEPEST):
+        return None
+    return Module(path, _dotted(path, root), text, syntax, path.name == "__init__.py")
 
 
 def python_files(root: Path) -> Iterator[tuple[Path, str]]:
