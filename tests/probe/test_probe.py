@@ -32,13 +32,16 @@ def test_text(boot: Boot, run: Run) -> None:
 
     assert (outcome.code, outcome.err) == (1, "")
     lines = outcome.out.splitlines()
-    assert lines[0] == "IS401  pass  upload-announced      A length above the limit is a 413."
-    failed = lines.index("IS402  fail  upload-round-trip     A file comes back as it was.")
-    assert lines[failed + 1].startswith("    request  GET /v1/files/file-")
-    assert lines[failed + 2].startswith("    got      200, application/json: {")
-    assert lines[failed + 3].startswith("    wanted   status 404")
+    # The summary, what is not as wanted in detail, and then all else.
+    assert lines[0] == (
+        "3 of 4 answers are as wanted, 9 questions do not apply. Look at upload-round-trip."
+    )
+    assert lines[2] == "IS402  fail   upload-round-trip     A file comes back as it was."
+    assert lines[3].startswith("    request  GET /v1/files/file-")
+    assert lines[4].startswith("    got      200, application/json: {")
+    assert lines[5].startswith("    wanted   status 404")
+    assert "IS401  pass   upload-announced      A length above the limit is a 413." in lines
     assert "    not asked: no model answers chat requests" in lines
-    assert lines[-1] == "2 of 3 answers are as wanted, 7 questions do not apply."
     assert KEY not in outcome.out
 
 
@@ -87,7 +90,8 @@ def test_no_wait_for_a_service_that_says_close(run: Run) -> None:
         outcome = run("probe", address, "--format", "json", "--select", "IS101")
 
     (answer,) = json.loads(outcome.out)["answers"]
-    assert (outcome.code, answer["verdict"]) == (0, "skip")
+    # Nothing was asked, which is no success.
+    assert (outcome.code, answer["verdict"]) == (3, "skip")
     assert answer["reason"] == "the service closes every connection after its answer, and says so"
     assert answer["seconds"] < 5
 
@@ -108,7 +112,6 @@ def test_junit(boot: Boot, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["http://127.0.0.1:1"], "nothing answers at http://127.0.0.1:1: "),
         (["ftp://127.0.0.1"], "ftp://127.0.0.1 is no address; give one like http://host:8000."),
         (["http://"], "is no address"),
         (["http://127.0.0.1:99999"], "is no address"),
@@ -127,7 +130,7 @@ def test_refusals(arguments: list[str], message: str, run: Run) -> None:
 def test_a_service_that_wants_a_key(boot: Boot, run: Run) -> None:
     outcome = run("probe", boot(SERVICE, api_keys=KEY).url)
 
-    assert (outcome.code, outcome.out) == (2, "")
+    assert (outcome.code, outcome.out) == (3, "")
     assert outcome.err == "error: the service wants a key: give it with --api-key.\n"
 
 
@@ -136,8 +139,31 @@ def test_something_that_is_no_web_server(run: Run) -> None:
         port = listening.getsockname()[1]
         outcome = run("probe", f"127.0.0.1:{port}", "--timeout", "1")
 
-    assert (outcome.code, outcome.out) == (2, "")
+    assert (outcome.code, outcome.out) == (3, "")
     assert "nothing answers at" in outcome.err
+
+
+@pytest.mark.parametrize("layout", ["text", "json", "junit", "html"])
+def test_a_service_that_cannot_be_asked(layout: str, run: Run) -> None:
+    outcome = run("probe", "http://127.0.0.1:1", "--format", layout)
+
+    said = "nothing answers at http://127.0.0.1:1: "
+    assert outcome.code == 3
+    assert (outcome.err.count("\n"), said in outcome.err) == (1, True)
+    match layout:
+        case "text":
+            assert outcome.out == ""
+        case "json":
+            document = json.loads(outcome.out)
+            assert (document["answers"], said in document["error"]) == ([], True)
+        case "junit":
+            suite = ET.fromstring(outcome.out)  # noqa: S314
+            (error,) = suite.iter("error")
+            assert (suite.get("tests"), suite.get("errors")) == ("1", "1")
+            assert said in error.get("message", "")
+        case _:
+            assert said in outcome.out
+            assert outcome.out.endswith("</html>\n")
 
 
 @pytest.mark.parametrize(

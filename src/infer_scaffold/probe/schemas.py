@@ -72,7 +72,7 @@ _TOOL = {
 
 
 async def _tool_stream(target: Target) -> None:
-    await target.sample()
+    await target.whole_sample()
     asked = {"tools": [_TOOL], "tool_choice": "required", "temperature": 0}
     stream = await target.stream(target.chat(max_tokens=48, **asked))
     if stream.reply.status in (400, 422, 501):
