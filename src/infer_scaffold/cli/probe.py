@@ -48,6 +48,10 @@ def probe(
     embeddings_model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model for embeddings. [default: the first]")
     ] = None,
+    origin: Annotated[
+        str | None,
+        typer.Option(metavar="ORIGIN", help="Origin of a web page that may read its answers."),
+    ] = None,
     destructive: Annotated[
         bool,
         typer.Option(
@@ -72,7 +76,7 @@ def probe(
     from infer_scaffold.probe.outcomes import CannotBeAsked
 
     options = prober.Options(
-        api_key, timeout, chat_model, embeddings_model, pid, destructive, max_seconds
+        api_key, timeout, chat_model, embeddings_model, pid, destructive, max_seconds, origin
     )
     codes = checklist.matching(
         select.split(",") if select else (), ignore.split(",") if ignore else ()

@@ -24,6 +24,8 @@ _LONGEST = 0.5  # seconds that one of them may take, and more where it takes lon
 _LONGER = 5.0  # times what it takes without work
 _STALLED = 0.03  # of the time of the work, what may be waited for an answer beyond these seconds
 _FLOOD = 256  # requests at once, when asked for
+_ORIGIN = "https://app.example"
+_ALLOWED = "access-control-allow-origin"
 
 _DEEP: Any = None
 for _ in range(60):
@@ -169,7 +171,8 @@ async def _answers_during_work(
             while not all(task.done() for task in tasks):
                 async with _own_lateness() as late:
                     reply = await target.send("GET", path)
-                took[reply] = max(0.0, reply.seconds - sum(late))
+                # Twice: when it is sent and when it is read.
+                took[reply] = max(0.0, reply.seconds - 2 * max(late, default=0.0))
                 await asyncio.sleep(_OFTEN)
         finally:
             for task in tasks:
@@ -318,6 +321,48 @@ async def _wrong_key(target: Target) -> None:
     envelope.require(reply, 401)
 
 
+async def _cors(target: Target) -> None:
+    origin = target.origin or _ORIGIN
+    sent = {"origin": origin}
+    path = f"{target.api}/models"
+    reply = await target.send("GET", path, headers=sent)
+    if target.origin is None and _ALLOWED not in reply.headers:
+        raise Skip("it allows no web page to read answers, or not any one: name it with --origin")
+    _require_origin(reply, origin)
+    _require_origin(await target.send("GET", f"{target.api}/no-such-route", headers=sent), origin)
+    path = target.chat_path if target.chat_model else path
+    asked = {
+        "access-control-request-method": "POST" if target.chat_model else "GET",
+        "access-control-request-headers": "authorization, content-type",
+    }
+    preflight = await target.send("OPTIONS", path, headers=sent | asked)
+    _require_origin(preflight.require(200, 204), origin)
+    said = preflight.headers.get("access-control-allow-headers", "").lower()
+    allowed = {name.strip() for name in said.split(",")}
+    # A star means every header but Authorization.
+    if "authorization" not in allowed or not allowed & {"content-type", "*"}:
+        got = f"access-control-allow-headers: {said or 'nothing'}"
+        raise preflight.unmet("authorization and content-type among the headers", got)
+    if target.chat_model:
+        refused = await target.send("POST", path, {}, headers=sent)
+        _require_origin(refused, origin)
+
+
+def _require_origin(reply: Reply, origin: str) -> None:
+    """Raise Unmet if a browser does not show an answer to a page of the origin."""
+    reply = replace(reply, request=f"{reply.request} with origin: {origin}")
+    found = reply.headers.get(_ALLOWED, "nothing")
+    if found not in ("*", origin):
+        wanted = f"{_ALLOWED}: {origin}, also where the answer is an error"
+        raise reply.unmet(wanted, f"status {reply.status} with {_ALLOWED}: {found}")
+    credentials = reply.headers.get("access-control-allow-credentials", "").lower()
+    if found == "*" and credentials == "true":
+        raise reply.unmet("no credentials with a star: browsers refuse both", "both")
+    if found == origin and "origin" not in reply.headers.get("vary", "").lower():
+        wanted = "vary: Origin, so that no cache gives it to pages of another origin"
+        raise reply.unmet(wanted, f"vary: {reply.headers.get('vary', 'nothing')}")
+
+
 async def _overload(target: Target) -> None:
     body = target.chat(max_tokens=64, messages=TELL_STORY)
     started = time.perf_counter()
@@ -350,6 +395,7 @@ QUESTIONS = (
     Question("IS203", "unknown-route", "A route that there is not is a 404.", _unknown_route),
     Question("IS203", "wrong-method", "A wrong method is a 405.", _wrong_method),
     Question("IS203", "wrong-key", "A wrong key, or none, is a 401.", _wrong_key),
+    Question("IS203", "cors", "Web pages that may read answers may read errors.", _cors),
     Question(
         "IS203",
         "overload",

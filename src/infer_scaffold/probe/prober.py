@@ -31,6 +31,15 @@ class Options:
     pid: int | None = None
     destructive: bool = False
     longest: float = 1800.0
+    origin: str | None = None
+    silence: float | None = None
+
+    @property
+    def least_silence(self) -> float:
+        """The seconds that a connection is left idle at least, where `silence` does not say."""
+        if self.silence is not None:
+            return self.silence
+        return connections.POOLED if self.destructive else connections.LEAST
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,16 @@ async def _target(url: str, options: Options, end: float) -> AsyncIterator[Targe
     async with httpx2.AsyncClient(
         base_url=root, headers=headers, timeout=options.timeout, limits=limits, trust_env=False
     ) as client:
-        target = Target(client, root, "/v1", options.key, Patience(options.timeout), options.pid)
+        target = Target(
+            client,
+            root,
+            "/v1",
+            options.key,
+            Patience(options.timeout),
+            options.pid,
+            options.origin,
+            options.least_silence,
+        )
         await _discover_in_time(target, options, end)
         yield target
 

@@ -27,7 +27,7 @@ _TOGETHER = 0.12  # for that of each other one: it may wait for a slot
 _NOTICED = 0.03  # until a service may have noticed
 _HELD_UP = 0.3  # what a short answer may wait for one that was left
 # The first chunk, which has the role alone, may come before there is a slot.
-_TEXT = re.compile(rb'"(?:reasoning_)?content": ?"[^"]')
+_TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning)": ?"[^"]')
 _SLOWER = 3.0  # times what is usual; on a busy machine twice is usual, too
 _LATE = 0.2  # seconds
 
@@ -109,7 +109,7 @@ async def _identity(target: Target) -> None:
 
 async def _finish(target: Target) -> None:
     stream = await target.whole_sample()
-    choices = [choice for chunk in stream.chunks for choice in chunk.get("choices") or []]
+    choices = stream.choices
     reasons = [choice.get("finish_reason") for choice in choices]
     if not choices or sum(reason is not None for reason in reasons) != 1 or reasons[-1] is None:
         got = f"the finish reasons {reasons[-4:]}"
@@ -132,6 +132,11 @@ async def _usage(target: Target) -> None:
     counts = [count for name in names if isinstance(count := usage.get(name), int) and count > 0]
     if len(counts) != len(names) or counts[0] + counts[1] != counts[2]:
         raise stream.unmet(f"usage: {usage}", "prompt, completion and total tokens that add up")
+    answer = await target.send("POST", target.chat_path, target.chat(max_tokens=2))
+    whole = answer.require(200).json().get("usage") or {}
+    if whole.get("prompt_tokens") != counts[0]:
+        got = f"{whole.get('prompt_tokens')} prompt_tokens in a whole answer"
+        raise answer.unmet(f"{counts[0]}, as in a stream of the same prompt", got)
     plain = await target.stream(target.chat(max_tokens=2))
     if any(chunk.get("choices") == [] for chunk in plain.chunks):
         raise plain.unmet("a chunk without choices", "none where include_usage was not asked for")

@@ -90,6 +90,11 @@ class Stream:
         return found
 
     @property
+    def choices(self) -> list[dict[str, Any]]:
+        """The choices of all chunks, one after the other."""
+        return [choice for chunk in self.chunks for choice in chunk.get("choices") or []]
+
+    @property
     def texts(self) -> list[sse.Event]:
         """The events that bring text."""
         return [event for event in self.events if _text(event)]
@@ -103,7 +108,8 @@ def _text(event: sse.Event) -> str:
     try:
         (choice,) = event.json()["choices"]
         delta = choice["delta"]
-        return str(delta.get("content") or delta.get("reasoning_content") or "")
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
+        return str(delta.get("content") or thought or "")
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""
 
@@ -118,6 +124,10 @@ class Target:
     key: str | None
     patience: Patience
     pid: int | None = None
+    origin: str | None = None
+    """The origin of a web page that may read the answers."""
+    silence: float = 0.0
+    """The seconds that a connection is left idle at least."""
     models: list[str] = field(default_factory=list)
     chat_model: str | None = None
     embeddings_model: str | None = None
