@@ -26,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 PACE = 0.01  # seconds a token
-CONTEXT = 450  # tokens, so that the longest answer takes 4 s
+CONTEXT = 650  # tokens, so that the longest answer takes 6 s
 CREATED = 1_700_000_000
 SLOTS = 64
 LATE = 10.0  # seconds, longer than the tests wait

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -9,9 +11,10 @@ from xml.etree import ElementTree as ET
 import httpx2
 import pytest
 
+from infer_scaffold.checklist import PAGES
 from infer_scaffold.probe.sse import parse
 from tests.conftest import Boot, Run
-from tests.probe.test_hostile import MODELS, serving
+from tests.probe.test_hostile import MODELS, reply, serving
 
 KEY = "sk-tests"
 SERVICE: dict[str, Any] = {"endpoints": ["files", "health"]}
@@ -34,7 +37,7 @@ def test_text(boot: Boot, run: Run) -> None:
     lines = outcome.out.splitlines()
     # The summary, what is not as wanted in detail, and then all else.
     assert lines[0] == (
-        "3 of 4 answers are as wanted, 9 questions do not apply. Look at upload-round-trip."
+        "3 of 4 answers are as wanted, 11 questions do not apply. Look at upload-round-trip."
     )
     assert lines[2] == "IS402  fail   upload-round-trip     A file comes back as it was."
     assert lines[3].startswith("    request  GET /v1/files/file-")
@@ -107,6 +110,63 @@ def test_junit(boot: Boot, run: Run) -> None:
     (failure,) = suite.iter("failure")
     assert failure.get("message") == "A file comes back as it was."
     assert "wanted: status 404" in (failure.text or "")
+
+
+class Page(HTMLParser):
+    """The tags, the links and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_html(run: Run) -> None:
+    markup = "<script>alert(1)</script><a href=//evil>\u202e\x1b[2J"
+
+    def answer(path: str, connection: socket.socket) -> None:
+        found = MODELS if path == "/v1/models" else reply(markup.encode(), status="404 No")
+        connection.sendall(found)
+
+    with serving(answer) as address:
+        outcome = run("probe", address, "--format", "html", "--select", "IS203,IS7")
+
+    page = Page(outcome.out)
+    assert outcome.code == 1
+    assert not page.tags & {"script", "link", "img", "iframe", "form", "object", "base"}
+    assert all(link.startswith(PAGES) for link in page.links)
+    assert "<script>alert(1)</script><a href=//evil>" in page.text
+    assert not set("\u202e\x1b") & set(outcome.out)
+    summary, details = page.text.index("answers are as wanted"), page.text.index("Not as wanted")
+    assert summary < details < page.text.index("All else")
+
+
+def test_progress_on_a_terminal(tmp_path: Path) -> None:
+    pexpect = pytest.importorskip("pexpect", reason="there are no pseudo-terminals here")
+    with serving(lambda path, connection: connection.sendall(MODELS)) as address:
+        child = pexpect.spawn(
+            sys.executable,
+            ["-m", "infer_scaffold", "probe", address, "--select", "IS702"],
+            cwd=tmp_path,
+            env={"PATH": "", "TERM": "xterm", "PYTHONPATH": ":".join(sys.path)},
+            dimensions=(40, 200),
+            encoding="utf-8",
+            timeout=60,
+        )
+        child.expect(r"\d+/\d+ models")
+        child.expect_exact("answers are as wanted")
+        child.expect_exact("IS702")
+        child.expect(pexpect.EOF)
+        child.close()
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,10 @@ def summary(answers: Sequence[Answer]) -> str:
     counts = Counter(answer.verdict for answer in answers)
     asked = counts[Verdict.PASS] + counts[Verdict.FAIL]
     parts = [f"{counts[Verdict.PASS]} of {asked} answers are as wanted"]
-    if counts[Verdict.ERROR]:
-        parts.append(f"{counts[Verdict.ERROR]} questions could not be asked")
-    if counts[Verdict.SKIP]:
-        parts.append(f"{counts[Verdict.SKIP]} questions do not apply")
+    if errors := counts[Verdict.ERROR]:
+        parts.append(f"{errors} question{'s' if errors != 1 else ''} could not be asked")
+    if skips := counts[Verdict.SKIP]:
+        parts.append(f"{skips} question{'s do' if skips != 1 else ' does'} not apply")
     names = [answer.question.name for answer in answers if answer.is_unwanted]
     return ", ".join(parts) + (f". Look at {', '.join(names)}." if names else ".")
 

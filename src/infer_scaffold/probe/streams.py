@@ -1,7 +1,6 @@
 """Streams: headers, framing, and delivery token by token."""
 
 import asyncio
-import itertools
 import re
 import statistics
 import time
@@ -22,14 +21,16 @@ _LONG_ENOUGH = 0.5
 # plausible number of slots.
 _LEFT = (4, 32, 128)
 # Parts of the time of an answer that is left, which must not end meanwhile.
-_PATIENCE = 0.5  # for the first token of the first one
-_TOGETHER = 0.12  # for that of each other one: it may wait for a slot
+_PATIENCE = 0.5  # for the first tokens of all others after that of the first one
+_TOGETHER = 0.2  # for that of the next one: it may wait for a slot
 _NOTICED = 0.03  # until a service may have noticed
+_OVER = 1.5  # until the answers are over, which may be slower together
 _HELD_UP = 0.3  # what a short answer may wait for one that was left
 # The first chunk, which has the role alone, may come before there is a slot.
 _TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning)": ?"[^"]')
 _SLOWER = 3.0  # times what is usual; on a busy machine twice is usual, too
 _LATE = 0.2  # seconds
+_FIRST = 15.0  # seconds for the first token of the first answer that is left
 
 
 async def _media_type(target: Target) -> None:
@@ -194,8 +195,8 @@ async def _disconnect(target: Target) -> None:
         await asyncio.sleep(over - time.monotonic())
         # What happens by chance does not happen twice.
         for _ in range(2):
-            over = time.monotonic() + seconds + _LATE
-            begun, (first, *others) = await _answers_after(target, long, seconds, left, slow)
+            over = time.monotonic() + seconds * _OVER
+            is_refused, (first, *others) = await _answers_after(target, long, seconds, left, slow)
             # A slot that is taken holds up the first one; a batch that goes on slows down all.
             if first < slow + seconds * _HELD_UP and min(first, *others) < slow:
                 break
@@ -203,19 +204,19 @@ async def _disconnect(target: Target) -> None:
             request = f"{left} streams of {long['max_tokens']} tokens, left after the first token"
             got = f"then a short answer took {first:.2f} s, where {usual:.2f} s are usual"
             raise Unmet(request, got, "that a client who leaves frees its slot")
-        if begun < left // 2:
-            break  # Most were refused, or waited: there are no more slots to be taken.
+        if is_refused:
+            break  # There are no more slots to be taken.
 
 
 async def _answers_after(
     target: Target, long: dict[str, Any], seconds: float, left: int, slow: float
-) -> tuple[int, list[float]]:
-    """The seconds of short answers when streams have been left, and how many of these began.
+) -> tuple[bool, list[float]]:
+    """The seconds of short answers when streams have been left, and whether one was refused.
 
     Returns when those are over. An answer that does not come has taken as long as was waited.
     """
     with preparing():
-        begun = await _leave(target, long, seconds, left)
+        is_refused = await _leave(target, long, seconds, left)
     await asyncio.sleep(seconds * _NOTICED)
     started = time.perf_counter()
     try:
@@ -228,7 +229,7 @@ async def _answers_after(
             while least > slow:
                 await asyncio.sleep(seconds * _NOTICED)
                 least = min(await _short_answers(target))
-    return begun, waited
+    return is_refused, waited
 
 
 async def long_answer(target: Target) -> tuple[dict[str, Any], float]:
@@ -271,39 +272,41 @@ async def _short_answers(target: Target) -> list[float]:
     return [(await target.stream(body)).closed for _ in range(4)]
 
 
-async def _leave(target: Target, body: dict[str, Any], seconds: float, left: int) -> int:
-    """Begin streams, and close their connections when no more of them begin. Returns how many did.
+async def _leave(target: Target, body: dict[str, Any], seconds: float, left: int) -> bool:
+    """Begin streams, and close their connections when no more of them begin.
 
     Those that wait for a slot are left, too: where one answer is made at a time, a wait for each
-    one's first token would be over when most of them are made.
+    one's first token would be over when most of them are made. Returns whether one was refused.
     """
-    begun: asyncio.Queue[None] = asyncio.Queue()
+    begun: asyncio.Queue[bool] = asyncio.Queue()
     tasks = [asyncio.create_task(_begin(target, body, begun)) for _ in range(left)]
-    count = 0
+    accepted: list[bool] = []
     try:
         with suppress(TimeoutError):
+            # Many connections take their time to open; what counts begins with the first token.
+            accepted.append(await asyncio.wait_for(begun.get(), _FIRST))
             async with asyncio.timeout(seconds * _PATIENCE):
-                for count in itertools.count():
-                    wait = seconds * (_TOGETHER if count else _PATIENCE)
-                    if count == left:
-                        break
-                    await asyncio.wait_for(begun.get(), wait)
+                while len(accepted) < left:
+                    accepted.append(await asyncio.wait_for(begun.get(), seconds * _TOGETHER))
     finally:
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-    refused = [result for result in results if isinstance(result, Unmet)]
-    if refused and not count:
-        raise refused[0]
-    return count
+    broken = [result for result in results if isinstance(result, Unmet)]
+    if broken and not any(accepted):
+        raise broken[0]
+    return not all(accepted)
 
 
-async def _begin(target: Target, body: dict[str, Any], begun: asyncio.Queue[None]) -> None:
-    """Read a stream up to its first token, and hold it."""
+async def _begin(target: Target, body: dict[str, Any], begun: asyncio.Queue[bool]) -> None:
+    """Read a stream up to its first token, and hold it. Tells whether it was accepted."""
     async with target.open(body) as response:
+        if response.status_code != 200:
+            begun.put_nowait(False)
+            return
         async for read in response.aiter_bytes():
-            if response.status_code == 200 and _TEXT.search(read):
-                begun.put_nowait(None)
+            if _TEXT.search(read):
+                begun.put_nowait(True)
                 await asyncio.Event().wait()
 
 
