@@ -21,7 +21,7 @@ from infer_scaffold.probe.catalogue import QUESTIONS
 from infer_scaffold.probe.prober import Options, probe
 
 RESULTS = ROOT / "bench" / "results"
-MARKS = {"pass": "✓", "fail": "✗", "skip": "n/a"}
+MARKS = {"pass": "✓", "fail": "✗", "error": "not asked", "skip": "n/a"}
 TIMEOUT = 60.0
 """Seconds: some compute one answer after the other."""
 
@@ -84,14 +84,14 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
         counts.append(f"{found.count('pass')} of {len(found) - found.count('skip')}")
     lines += [f"| **as wanted** | {' | '.join(counts)} |", "", "## The deviations"]
     for server, answers in results.items():
-        failed = [answer for answer in answers if answer["verdict"] == "fail"]
+        failed = [answer for answer in answers if answer["verdict"] in ("fail", "error")]
         lines += ["", f"### {server}", ""]
         lines += ["None."] if not failed else []
         for answer in failed:
             lines += [
                 f"- `{answer['name']}`",
                 f"  - request: `{code(answer['request'])}`",
-                f"  - got: `{code(answer['got'])}`",
+                f"  - got: `{code(answer['got'] or answer['reason'])}`",
                 f"  - wanted: {answer['wanted']}",
             ]
     return "\n".join(lines) + "\n"

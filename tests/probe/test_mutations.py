@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from infer_scaffold.checklist import matching
+from infer_scaffold.probe import connections
 from infer_scaffold.probe.answers import Answer
 from infer_scaffold.probe.catalogue import QUESTIONS
 from infer_scaffold.probe.outcomes import Verdict
 from infer_scaffold.probe.prober import Options, probe
 from tests.conftest import Boot
+from tests.probe.test_faulty import CASES
 
 Change = Callable[[Path], None]
 
@@ -427,7 +429,12 @@ MUTATIONS = [
 def test_the_questions_that_should_notice_do(mutation: Mutation, boot: Boot) -> None:
     answers = {"endpoints": list(mutation.endpoints)}
     server = boot(answers, mutation.change, api_keys="sk-tests", **mutation.settings)
-    options = Options(key="sk-tests", pid=server.process.pid, destructive=mutation.destructive)
+    options = Options(
+        key="sk-tests",
+        pid=server.process.pid,
+        destructive=mutation.destructive,
+        silence=connections.LEAST,
+    )
     codes = matching([mutation.asked], [])
     failed: list[Answer] = []
     for _ in range(mutation.tries):
@@ -443,6 +450,6 @@ def test_the_questions_that_should_notice_do(mutation: Mutation, boot: Boot) -> 
         assert answer.wanted
 
 
-def test_every_question_has_a_mutation() -> None:
-    noticed = set().union(*(mutation.noticed for mutation in MUTATIONS))
+def test_every_question_has_a_mutation_or_a_faulty_server() -> None:
+    noticed = set().union(*(each.noticed for each in (*MUTATIONS, *CASES)))
     assert noticed == {question.name for question in QUESTIONS}

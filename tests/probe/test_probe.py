@@ -2,6 +2,8 @@
 
 import json
 import socket
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -9,9 +11,10 @@ from xml.etree import ElementTree as ET
 import httpx2
 import pytest
 
+from infer_scaffold.checklist import PAGES
 from infer_scaffold.probe.sse import parse
 from tests.conftest import Boot, Run
-from tests.probe.test_hostile import MODELS, serving
+from tests.probe.test_hostile import MODELS, reply, serving
 
 KEY = "sk-tests"
 SERVICE: dict[str, Any] = {"endpoints": ["files", "health"]}
@@ -32,13 +35,16 @@ def test_text(boot: Boot, run: Run) -> None:
 
     assert (outcome.code, outcome.err) == (1, "")
     lines = outcome.out.splitlines()
-    assert lines[0] == "IS401  pass  upload-announced      A length above the limit is a 413."
-    failed = lines.index("IS402  fail  upload-round-trip     A file comes back as it was.")
-    assert lines[failed + 1].startswith("    request  GET /v1/files/file-")
-    assert lines[failed + 2].startswith("    got      200, application/json: {")
-    assert lines[failed + 3].startswith("    wanted   status 404")
+    # The summary, what is not as wanted in detail, and then all else.
+    assert lines[0] == (
+        "3 of 4 answers are as wanted, 11 questions do not apply. Look at upload-round-trip."
+    )
+    assert lines[2] == "IS402  fail   upload-round-trip     A file comes back as it was."
+    assert lines[3].startswith("    request  GET /v1/files/file-")
+    assert lines[4].startswith("    got      200, application/json: {")
+    assert lines[5].startswith("    wanted   status 404")
+    assert "IS401  pass   upload-announced      A length above the limit is a 413." in lines
     assert "    not asked: no model answers chat requests" in lines
-    assert lines[-1] == "2 of 3 answers are as wanted, 7 questions do not apply."
     assert KEY not in outcome.out
 
 
@@ -87,7 +93,8 @@ def test_no_wait_for_a_service_that_says_close(run: Run) -> None:
         outcome = run("probe", address, "--format", "json", "--select", "IS101")
 
     (answer,) = json.loads(outcome.out)["answers"]
-    assert (outcome.code, answer["verdict"]) == (0, "skip")
+    # Nothing was asked, which is no success.
+    assert (outcome.code, answer["verdict"]) == (3, "skip")
     assert answer["reason"] == "the service closes every connection after its answer, and says so"
     assert answer["seconds"] < 5
 
@@ -105,10 +112,66 @@ def test_junit(boot: Boot, run: Run) -> None:
     assert "wanted: status 404" in (failure.text or "")
 
 
+class Page(HTMLParser):
+    """The tags, the links and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_html(run: Run) -> None:
+    markup = "<script>alert(1)</script><a href=//evil>\u202e\x1b[2J"
+
+    def answer(path: str, connection: socket.socket) -> None:
+        found = MODELS if path == "/v1/models" else reply(markup.encode(), status="404 No")
+        connection.sendall(found)
+
+    with serving(answer) as address:
+        outcome = run("probe", address, "--format", "html", "--select", "IS203,IS7")
+
+    page = Page(outcome.out)
+    assert outcome.code == 1
+    assert not page.tags & {"script", "link", "img", "iframe", "form", "object", "base"}
+    assert all(link.startswith(PAGES) for link in page.links)
+    assert "<script>alert(1)</script><a href=//evil>" in page.text
+    assert not set("\u202e\x1b") & set(outcome.out)
+    summary, details = page.text.index("answers are as wanted"), page.text.index("Not as wanted")
+    assert summary < details < page.text.index("All else")
+
+
+def test_progress_on_a_terminal(tmp_path: Path) -> None:
+    pexpect = pytest.importorskip("pexpect", reason="there are no pseudo-terminals here")
+    with serving(lambda path, connection: connection.sendall(MODELS)) as address:
+        child = pexpect.spawn(
+            sys.executable,
+            ["-m", "infer_scaffold", "probe", address, "--select", "IS702"],
+            cwd=tmp_path,
+            env={"PATH": "", "TERM": "xterm", "PYTHONPATH": ":".join(sys.path)},
+            dimensions=(40, 200),
+            encoding="utf-8",
+            timeout=60,
+        )
+        child.expect(r"\d+/\d+ models")
+        child.expect_exact("answers are as wanted")
+        child.expect_exact("IS702")
+        child.expect(pexpect.EOF)
+        child.close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["http://127.0.0.1:1"], "nothing answers at http://127.0.0.1:1: "),
         (["ftp://127.0.0.1"], "ftp://127.0.0.1 is no address; give one like http://host:8000."),
         (["http://"], "is no address"),
         (["http://127.0.0.1:99999"], "is no address"),
@@ -127,7 +190,7 @@ def test_refusals(arguments: list[str], message: str, run: Run) -> None:
 def test_a_service_that_wants_a_key(boot: Boot, run: Run) -> None:
     outcome = run("probe", boot(SERVICE, api_keys=KEY).url)
 
-    assert (outcome.code, outcome.out) == (2, "")
+    assert (outcome.code, outcome.out) == (3, "")
     assert outcome.err == "error: the service wants a key: give it with --api-key.\n"
 
 
@@ -136,8 +199,31 @@ def test_something_that_is_no_web_server(run: Run) -> None:
         port = listening.getsockname()[1]
         outcome = run("probe", f"127.0.0.1:{port}", "--timeout", "1")
 
-    assert (outcome.code, outcome.out) == (2, "")
+    assert (outcome.code, outcome.out) == (3, "")
     assert "nothing answers at" in outcome.err
+
+
+@pytest.mark.parametrize("layout", ["text", "json", "junit", "html"])
+def test_a_service_that_cannot_be_asked(layout: str, run: Run) -> None:
+    outcome = run("probe", "http://127.0.0.1:1", "--format", layout)
+
+    said = "nothing answers at http://127.0.0.1:1: "
+    assert outcome.code == 3
+    assert (outcome.err.count("\n"), said in outcome.err) == (1, True)
+    match layout:
+        case "text":
+            assert outcome.out == ""
+        case "json":
+            document = json.loads(outcome.out)
+            assert (document["answers"], said in document["error"]) == ([], True)
+        case "junit":
+            suite = ET.fromstring(outcome.out)  # noqa: S314
+            (error,) = suite.iter("error")
+            assert (suite.get("tests"), suite.get("errors")) == ("1", "1")
+            assert said in error.get("message", "")
+        case _:
+            assert said in outcome.out
+            assert outcome.out.endswith("</html>\n")
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def main() -> NoReturn:
     except typer.TyperException as error:
         _complain(f"error: {error.format_message()}")
     except UserError as error:
+        code = error.exit_code
         _complain(f"error: {error}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -11,8 +11,8 @@ from infer_scaffold.probe.target import Target
 class Question:
     """One behaviour of a service that follows a pattern.
 
-    `ask` returns if it does, and raises Unmet or Skip if not. A question is destructive where a
-    service in production would suffer: it is asked on demand alone.
+    `ask` returns if it does, and raises Unmet, Unprepared or Skip if not. A question is
+    destructive where a service in production would suffer: it is asked on demand alone.
     """
 
     code: str
@@ -33,3 +33,8 @@ class Answer:
     got: str = ""
     wanted: str = ""
     reason: str = ""
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether the question failed, or could not be asked although it applies."""
+        return self.verdict in (Verdict.FAIL, Verdict.ERROR)

@@ -1,9 +1,19 @@
 """The questions in their order: those that change the service come last."""
 
-from infer_scaffold.probe import connections, endpoints, files, health, schemas, shutdown, streams
+from infer_scaffold.probe import (
+    connections,
+    discovery,
+    endpoints,
+    files,
+    health,
+    schemas,
+    shutdown,
+    streams,
+)
 from infer_scaffold.probe.answers import Question
 
 _ALL: tuple[Question, ...] = (
+    *discovery.QUESTIONS,  # always asked, whatever the patterns
     *endpoints.QUESTIONS,
     *streams.QUESTIONS,
     *files.QUESTIONS,

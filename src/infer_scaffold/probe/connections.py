@@ -14,11 +14,11 @@ from infer_scaffold.probe.target import Target
 
 # Seconds of silence that a connection has to outlast: nginx and AWS's load balancers keep theirs
 # so long, and answer 502 where the service has closed one before.
-_POOLED = 60.0
+POOLED = 60.0
 # Seconds of silence at least, where the other questions take less: uvicorn and llama.cpp close
 # after 5 s by default, Node.js after 6 s.
-_LEAST = 7.0
-_WANTED = f"a connection that stays open for {_POOLED:g} s of silence, as proxies keep theirs"
+LEAST = 7.0
+_WANTED = f"a connection that stays open for {POOLED:g} s of silence, as proxies keep theirs"
 
 
 @asynccontextmanager
@@ -62,9 +62,9 @@ async def _ask_twice(target: Target, turn: asyncio.Event) -> None:
         if _says_close(responses[0]):
             raise Skip("the service closes every connection after its answer, and says so")
         said = reply.headers.get("keep-alive", "")
-        if (found := re.search(r"timeout=(\d+)", said)) and int(found[1]) < _POOLED:
+        if (found := re.search(r"timeout=(\d+)", said)) and int(found[1]) < POOLED:
             raise reply.unmet(_WANTED, f"a connection with keep-alive: {said}")
-        silence = await _silence(turn)
+        silence = await _silence(turn, target.silence)
         await caller.send("GET", path)
     # The client opens another connection where the service has closed the first one.
     streams = [response.extensions["network_stream"] for response in responses]
@@ -79,13 +79,13 @@ def _says_close(response: httpx2.Response) -> bool:
     return "close" in said or (response.http_version == "HTTP/1.0" and "keep-alive" not in said)
 
 
-async def _silence(turn: asyncio.Event) -> float:
+async def _silence(turn: asyncio.Event, least: float) -> float:
     """Wait for the question's turn, within the bounds. Returns the seconds that it took."""
     clock = asyncio.get_running_loop().time
     started = clock()
-    await asyncio.sleep(_LEAST)
+    await asyncio.sleep(least)
     try:
-        async with asyncio.timeout(_POOLED - _LEAST):
+        async with asyncio.timeout(POOLED - least):
             await turn.wait()
     except TimeoutError:
         pass

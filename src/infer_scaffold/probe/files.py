@@ -25,8 +25,7 @@ _HELD = 64 << 20  # bytes of memory that an upload may take
 
 
 async def _upload(target: Target, **fields: str) -> Reply:
-    if not target.has_files:
-        raise Skip("no endpoint takes files")
+    target.require_files()
     reply = await target.send(
         "POST",
         f"{target.api}/files",
@@ -79,8 +78,7 @@ async def _round_trip(target: Target) -> None:
 
 
 async def _announced(target: Target) -> None:
-    if not target.has_files:
-        raise Skip("no endpoint takes files")
+    target.require_files()
     request = f"POST {target.api}/files with content-length: {_ANNOUNCED}, and 64 KiB of it"
     reader, writer = await _connect(target)
     try:
@@ -98,8 +96,7 @@ async def _announced(target: Target) -> None:
 
 
 async def _streamed(target: Target) -> None:
-    if not target.has_files:
-        raise Skip("no endpoint takes files")
+    target.require_files()
     request = f"POST {target.api}/files in chunks, without a length"
     reader, writer = await _connect(target)
     answer = asyncio.create_task(_read(reader, request))

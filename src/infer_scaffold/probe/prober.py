@@ -5,21 +5,19 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import httpx2
 
 from infer_scaffold import __version__
 from infer_scaffold.errors import UserError
-from infer_scaffold.probe import connections, files, health
+from infer_scaffold.probe import connections, discovery, files
 from infer_scaffold.probe.answers import Answer, Question
 from infer_scaffold.probe.catalogue import QUESTIONS
-from infer_scaffold.probe.outcomes import Skip, Unmet, Verdict
-from infer_scaffold.probe.sse import from_json
-from infer_scaffold.probe.target import Target, broken, short
+from infer_scaffold.probe.outcomes import CannotBeAsked, Skip, Unmet, Unprepared, Verdict
+from infer_scaffold.probe.patience import Patience
+from infer_scaffold.probe.target import Target, short
 
 _CLEANING = 10.0  # seconds in which what was uploaded is deleted
-_TRIED = 8  # models of a list that are asked what they can do
 
 
 @dataclass(frozen=True)
@@ -33,38 +31,58 @@ class Options:
     pid: int | None = None
     destructive: bool = False
     longest: float = 1800.0
+    origin: str | None = None
+    silence: float | None = None
+
+    @property
+    def least_silence(self) -> float:
+        """The seconds that a connection is left idle at least, where `silence` does not say."""
+        if self.silence is not None:
+            return self.silence
+        return connections.POOLED if self.destructive else connections.LEAST
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run: what is asked now, and how many questions have been asked."""
+
+    name: str
+    done: int
+    total: int
 
 
 async def probe(
     url: str,
     options: Options,
     codes: Collection[str],
-    tell: Callable[[Answer], None] = lambda answer: None,
+    watch: Callable[[Step], None] = lambda step: None,
 ) -> list[Answer]:
-    """Ask the service at an address; `tell` gets each answer at once.
+    """Ask the service at an address; `watch` gets each step before it is taken.
 
-    Raises UserError if nothing answers there.
+    Whether its endpoints answer is asked whatever the codes are, and told where they do not.
+    Raises CannotBeAsked if no question can be asked.
     """
     asked = [
         question
         for question in QUESTIONS
-        if question.code in codes and (options.destructive or not question.destructive)
+        if (question.code in codes or question in discovery.QUESTIONS)
+        and (options.destructive or not question.destructive)
     ]
-    answers = []
+    answers: list[Answer] = []
     end = asyncio.get_running_loop().time() + options.longest
+    watch(Step("the endpoints", 0, len(asked)))
     async with _target(url, options, end) as target:
         idle = connections.left_idle(target) if connections.KEEP_ALIVE in asked else nullcontext()
         try:
             async with idle:
                 for question in asked:
-                    answer = await _ask_until(end, question, target, options.longest)
-                    answers.append(answer)
-                    tell(answer)
+                    watch(Step(question.name, len(answers), len(asked)))
+                    answers.append(await _ask_until(end, question, target, options.longest))
         finally:
-            with suppress(Unmet, TimeoutError):  # It may have left.
+            with suppress(Exception):  # It may have left, and answer anything.
                 async with asyncio.timeout(_CLEANING):
                     await files.clean(target)
-    return answers
+    return [answer for answer in answers if answer.question.code in codes or answer.is_unwanted]
 
 
 async def _ask_until(end: float, question: Question, target: Target, longest: float) -> Answer:
@@ -72,7 +90,7 @@ async def _ask_until(end: float, question: Question, target: Target, longest: fl
     now = asyncio.get_running_loop().time()
     if now >= end:
         reason = f"the {longest:g} s of --max-seconds are over"
-        return Answer(question, Verdict.SKIP, 0.0, reason=reason)
+        return Answer(question, Verdict.ERROR, 0.0, reason=reason)
     try:
         async with asyncio.timeout_at(end):
             return await _ask(question, target)
@@ -92,6 +110,8 @@ async def _ask(question: Question, target: Target) -> Answer:
         await question.ask(target)
     except Skip as skip:
         return answer(Verdict.SKIP, reason=str(skip))
+    except Unprepared as failure:
+        return answer(Verdict.ERROR, reason=str(failure))
     except Unmet as unmet:
         return answer(Verdict.FAIL, request=unmet.request, got=unmet.got, wanted=unmet.wanted)
     except Exception as error:
@@ -127,80 +147,34 @@ async def _target(url: str, options: Options, end: float) -> AsyncIterator[Targe
     async with httpx2.AsyncClient(
         base_url=root, headers=headers, timeout=options.timeout, limits=limits, trust_env=False
     ) as client:
-        target = Target(client, root, "/v1", options.key, options.timeout, options.pid)
+        target = Target(
+            client,
+            root,
+            "/v1",
+            options.key,
+            Patience(options.timeout),
+            options.pid,
+            options.origin,
+            options.least_silence,
+        )
         await _discover_in_time(target, options, end)
         yield target
 
 
 async def _discover_in_time(target: Target, options: Options, end: float) -> None:
-    """Raise UserError if the service does not say what it offers."""
+    """Raise CannotBeAsked if the service does not say what it offers, whatever it answers."""
     try:
         async with asyncio.timeout_at(end):
-            async with asyncio.timeout(options.timeout), target.client.stream("GET", "/"):
-                pass  # The head is enough.
-            await _discover(target, options)
-    except (httpx2.HTTPError, UnicodeError, TimeoutError) as error:
-        raise UserError(f"nothing answers at {target.url}: {broken(error)}; start it.") from None
-    except Unmet as unmet:
-        raise UserError(
-            f"{target.url} does not say what it offers: {unmet.request} got {unmet.got}; "
-            "put that right, or give it more time with --timeout."
+            await discovery.discover(target, options.chat_model, options.embeddings_model)
+    except CannotBeAsked:
+        raise
+    except TimeoutError:
+        got = f"no end within the {options.longest:g} s of --max-seconds"
+        raise CannotBeAsked(f"{target.url} does not say what it offers: {got}.") from None
+    except Exception as error:
+        # The answers are those of a stranger: what they bring about is nobody's traceback.
+        request, got = (target.last.request, target.last.shown) if target.last else ("", "")
+        raise CannotBeAsked(
+            f"{target.url} does not say what it offers: {request} got {got} "
+            f"({type(error).__name__}: {short(str(error))}); put that right."
         ) from None
-
-
-async def _discover(target: Target, options: Options) -> None:
-    """Find the endpoints, and the models that they answer with."""
-    listed = await target.send("GET", "/v1/models")
-    if listed.status == 404 and (await target.send("GET", "/models")).status == 200:
-        target.api = ""
-        listed = await target.send("GET", "/models")
-    if listed.status == 401:
-        raise UserError("the service wants a key: give it with --api-key.")
-    target.models = _ids(listed.content)
-    found = await health.first(target, health.HEALTH)
-    target.kept["health"] = found.request.split()[1] if found else None
-    listing = await target.send("GET", f"{target.api}/files")
-    target.has_files = listing.status == 200
-    names = target.models[:_TRIED] or ["default"]
-    chat = [options.chat_model] if options.chat_model else names
-    target.chat_model = await _first(target, target.chat_path, chat, _chat)
-    embeddings = [options.embeddings_model] if options.embeddings_model else names
-    target.embeddings_model = await _first(
-        target, f"{target.api}/embeddings", embeddings, lambda model: {"input": "hello"}
-    )
-
-
-def _ids(content: bytes) -> list[str]:
-    try:
-        return [str(model["id"]) for model in from_json(content)["data"]]
-    except (ValueError, KeyError, TypeError):
-        return []
-
-
-def _chat(model: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
-
-
-async def _first(
-    target: Target, path: str, models: list[str], body: Callable[[str], dict[str, Any]]
-) -> str | None:
-    """The first model that an endpoint answers with, if any.
-
-    Where there is none and the service itself failed, it is asked on as if it had answered: its
-    questions fail, and do not seem to be out of place.
-    """
-    failed = None
-    for model in models:
-        reply = await target.send("POST", path, {"model": model} | body(model))
-        if reply.status == 200:
-            return model
-        if reply.status in (404, 405, 501) and await _is_absent(target, path):
-            return None
-        if reply.status == 429 or reply.status >= 500:
-            failed = failed or model
-    return failed
-
-
-async def _is_absent(target: Target, path: str) -> bool:
-    """Return whether the route is missing: an existing one answers an empty body differently."""
-    return (await target.send("POST", path, {})).status in (404, 405, 501)

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from infer_scaffold.probe.answers import Question
 from infer_scaffold.probe.outcomes import Skip, Unmet
-from infer_scaffold.probe.target import Reply, Target, short
+from infer_scaffold.probe.sse import from_json
+from infer_scaffold.probe.target import Reply, Stream, Target, short
 
 _PARTS = 2e-2  # how far a text's embedding in a batch may be from that alone
 _SAME = 1e-3
@@ -71,20 +72,91 @@ _TOOL = {
 }
 
 
+_REQUIRED: dict[str, Any] = {"tools": [_TOOL], "tool_choice": "required", "temperature": 0}
+_CALLED = (256, 2048)  # tokens until a call is whole, and where there are long thoughts before it
+
+
 async def _tool_stream(target: Target) -> None:
-    await target.sample()
-    asked = {"tools": [_TOOL], "tool_choice": "required", "temperature": 0}
-    stream = await target.stream(target.chat(max_tokens=48, **asked))
+    await target.whole_sample()
+    stream = await target.stream(target.chat(max_tokens=_CALLED[0], **_REQUIRED))
     if stream.reply.status in (400, 422, 501):
         raise Skip(f"the service or its model calls no tools: {stream.reply.shown}")
     stream.reply.require(200)
-    for chunk in stream.chunks:
-        for choice in chunk.get("choices") or []:
-            calls = (choice.get("delta") or {}).get("tool_calls") or []
-            places = [call.get("index") for call in calls]
-            if len(set(places)) < len(places):
-                wanted = "one entry an index in each chunk: clients take two for two calls"
-                raise stream.unmet(f"a chunk with the indices {places}", wanted)
+    calls: dict[int, list[dict[str, Any]]] = {}
+    for choice in stream.choices:
+        pieces = (choice.get("delta") or {}).get("tool_calls") or []
+        places = [piece.get("index") for piece in pieces]
+        if len(set(places)) < len(places):
+            wanted = "one entry an index in each chunk: clients take two for two calls"
+            raise stream.unmet(f"a chunk with the indices {places}", wanted)
+        for piece in pieces:
+            calls.setdefault(piece.get("index"), []).append(piece)
+    reasons = {choice.get("finish_reason") for choice in stream.choices}
+    if "length" not in reasons:
+        _require_whole_calls(stream, calls)
+
+
+def _require_whole_calls(stream: Stream, calls: dict[int, list[dict[str, Any]]]) -> None:
+    """Raise Unmet if the pieces of the calls, by index, do not join to calls."""
+    if not calls:
+        raise stream.unmet("an end without a call", "a call: tool_choice is required")
+    for pieces in calls.values():
+        functions = [piece.get("function") or {} for piece in pieces]
+        if not pieces[0].get("id") or not functions[0].get("name"):
+            wanted = "the id and the name of a call in its first piece"
+            raise stream.unmet(f"first {short(str(pieces[0]))}", wanted)
+        arguments = "".join(function.get("arguments") or "" for function in functions)
+        if not _is_object(arguments):
+            got = f"arguments that join to {short(arguments)!r}"
+            raise stream.unmet(got, "arguments that join to a JSON object")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(from_json(text), dict)
+    except ValueError:
+        return False
+
+
+async def _tool_required(target: Target) -> None:
+    wanted = "a call: tool_choice is required, and clients read the first one"
+    for tokens in _CALLED:
+        body = target.chat(max_tokens=tokens, **_REQUIRED)
+        reply = await target.send("POST", target.chat_path, body)
+        if reply.status in (400, 422, 501):
+            raise Skip(f"the service or its model calls no tools: {reply.shown}")
+        choice = reply.require(200).json()["choices"][0]
+        calls = choice["message"].get("tool_calls")
+        if calls:
+            whole = choice.get("finish_reason") != "length"
+            if whole and not all(_is_object(call["function"]["arguments"]) for call in calls):
+                raise reply.unmet("a call whose arguments are a JSON object")
+            return
+        text = (choice["message"].get("content") or "").lstrip()
+        if choice.get("finish_reason") != "length" or (text and not text.startswith("<think>")):
+            raise reply.unmet(wanted)
+    raise Skip("the answer is cut off before there is a call")
+
+
+_THOUGHTS = ("reasoning_content", "reasoning")
+
+
+async def _reasoning(target: Target) -> None:
+    stream = await target.whole_sample()
+    body = target.chat(temperature=0)
+    reply = (await target.send("POST", target.chat_path, body)).require(200)
+    message = reply.json()["choices"][0]["message"]
+    deltas = [choice.get("delta") or {} for choice in stream.choices]
+    whole = {name for name in _THOUGHTS if message.get(name)}
+    streamed = {name for name in _THOUGHTS if any(delta.get(name) for delta in deltas)}
+    if not whole | streamed:
+        raise Skip("the model does not think, or the service does not tell its thoughts apart")
+    if whole != streamed:
+        got = f"{' and '.join(sorted(streamed)) or 'no thoughts'} in the deltas"
+        wanted = f"{' and '.join(sorted(whole)) or 'none'}, as in the message of a whole answer"
+        raise stream.unmet(got, wanted)
+    if any("<think>" in str(each.get("content")) for each in (message, *deltas)):
+        raise stream.unmet("<think> in the text as well", "thoughts apart from the text")
 
 
 def _after_a_call(target: Target, arguments: str) -> dict[str, Any]:
@@ -111,6 +183,34 @@ async def _cut_off_calls(target: Target) -> None:
             raise reply.unmet("200: a call that max_tokens cut off comes back in every later turn")
 
 
+# By which messages two clients that many build on tell that a context is too long, in lower case:
+# litellm 1.110 (exception_mapping_utils.py) and langchain-openai 1.7 (chat_models/base.py).
+_OVERFLOWS = {
+    "LiteLLM": (
+        "exceed context limit",
+        "this model's maximum context length is",
+        "requested token count exceeds the model's maximum context length",
+        "string too long. expected a string with maximum length",
+        "model's maximum context limit",
+        "is longer than the model's context length",
+        "input tokens exceed the configured limit",
+        "`inputs` tokens + `max_new_tokens` must be",
+        "exceeds the available context size",
+        "exceeds the maximum number of tokens allowed",
+        "prompt is too long",
+        "current length is ... while limit is",
+        "maximum input length is ... tokens",
+        "input too long: ... input tokens, limit is",
+    ),
+    "LangChain": (
+        "context_length_exceeded",
+        "input tokens exceed the configured limit",
+        "prompt is too long",
+        "contextwindowexceedederror",
+    ),
+}
+
+
 async def _overflow(target: Target) -> None:
     body = target.chat(max_tokens=1) | {
         "messages": [{"role": "user", "content": "word " * 200_000}]
@@ -120,13 +220,20 @@ async def _overflow(target: Target) -> None:
         raise Skip("a million characters are not too long, or too long for the body's limit")
     error = reply.require(400).json().get("error")
     error = error if isinstance(error, dict) else {}
-    wanted = (
-        '"This model\'s maximum context length is N tokens" and the code context_length_exceeded, '
-        "by which clients tell it"
-    )
     said = str(error.get("message"))
-    if "maximum context length is" not in said or error.get("code") != "context_length_exceeded":
-        raise reply.unmet(wanted)
+    readers = [name for name, rules in _OVERFLOWS.items() if not _says(said, rules)]
+    if readers or error.get("code") != "context_length_exceeded":
+        raise reply.unmet(
+            '"This model\'s maximum context length is N tokens." and context_length_exceeded, in '
+            "the message and as the code: "
+            + (f"{' and '.join(readers)} tell it by the message" if readers else "clients read it")
+        )
+
+
+def _says(message: str, rules: tuple[str, ...]) -> bool:
+    """Return whether a message has all parts of one of the rules."""
+    text = message.lower()
+    return any(all(part in text for part in rule.split(" ... ")) for rule in rules)
 
 
 async def _embeddings(target: Target) -> None:
@@ -221,7 +328,9 @@ async def openai_python(target: Target) -> None:
 QUESTIONS = (
     Question("IS501", "chat-schema", "A chat answer has all that OpenAI's has.", _chat),
     Question("IS501", "chunk-schema", "A chunk has all that OpenAI's has.", _chunks),
-    Question("IS501", "tool-stream", "A chunk has one piece of each tool call.", _tool_stream),
+    Question("IS501", "tool-stream", "Pieces of tool calls join to whole calls.", _tool_stream),
+    Question("IS501", "tool-required", "A required tool call is made.", _tool_required),
+    Question("IS501", "reasoning", "Thoughts come in streams as in whole answers.", _reasoning),
     Question("IS501", "cut-off-calls", "Calls that were cut off are taken back.", _cut_off_calls),
     Question(
         "IS501", "context-overflow", "Too long a context is told in OpenAI's words.", _overflow

@@ -8,12 +8,13 @@ from typing import Any
 
 from infer_scaffold.probe import envelope, health
 from infer_scaffold.probe.answers import Question
-from infer_scaffold.probe.outcomes import Skip, Unmet
+from infer_scaffold.probe.outcomes import Skip, Unmet, preparing
 from infer_scaffold.probe.streams import long_answer
 from infer_scaffold.probe.target import Target
 
 _BEFORE = 0.1  # seconds that an answer goes on before the signal
-_SAID = 0.2  # seconds from the signal until readiness has to be 503
+_SAID = 0.2  # seconds from the signal until readiness is looked at
+_SAID_AT_LAST = 2.0  # and until it has to be 503; a busy machine passes signals on late
 _GONE = 60.0  # seconds until the process has to end
 
 
@@ -22,7 +23,9 @@ async def _drain(target: Target) -> None:
         raise Skip("give the process id of the service with --pid")
     answer = None
     if target.chat_model is not None:
-        answer = asyncio.create_task(_answer(target, await _long_body(target)))
+        with preparing():
+            body = await _long_body(target)
+        answer = asyncio.create_task(_answer(target, body))
         await asyncio.sleep(_BEFORE)
     os.kill(target.pid, signal.SIGTERM)
     if answer is not None:
@@ -61,8 +64,13 @@ async def _answer(target: Target, body: dict[str, Any]) -> None:
 async def _leaving(target: Target) -> None:
     """Require 503 for readiness and new requests while an answer goes on."""
     ready = await health.first(target, health.READY)
-    if ready is not None:
-        ready.require(503)
+    clock = asyncio.get_running_loop().time
+    last = clock() + _SAID_AT_LAST
+    while ready is not None and ready.status != 503:
+        if clock() > last:
+            ready.require(503)
+        await asyncio.sleep(_SAID)
+        ready = await health.first(target, health.READY)
     refused = await target.send("POST", target.chat_path, target.chat(max_tokens=1))
     envelope.require(refused, 503)
     if "retry-after" not in refused.headers:

@@ -1,12 +1,14 @@
 """Streams: headers, framing, and delivery token by token."""
 
 import asyncio
+import re
 import statistics
+import time
 from contextlib import suppress
 from typing import Any
 
 from infer_scaffold.probe.answers import Question
-from infer_scaffold.probe.outcomes import Skip, Unmet
+from infer_scaffold.probe.outcomes import Skip, Unmet, preparing
 from infer_scaffold.probe.sse import Event
 from infer_scaffold.probe.target import Stream, Target, short
 
@@ -15,13 +17,20 @@ _SPREAD = 0.3  # of the time of an answer, the part in which its tokens arrive
 _TOKENS_PER_EVENT = 4
 _LONG = 6.0  # seconds that an answer goes on that is left in the middle
 _LONG_ENOUGH = 0.5
-# Answers that are left: few, which is enough where one is made at a time, then more.
-_LEFT = (4, 32)
-_PATIENCE = 5.0  # seconds for the first token of the first answer that is left
-_TOGETHER = 0.3  # seconds more for those of the others, which may wait for a slot
-_NOTICED = 0.2  # seconds until a service may have noticed
-_SLOWER = 2.0
-_HELD_UP = 0.5  # of the time of an answer that was left, what a short one may wait for it
+# Answers that are left: few, which is enough where one is made at a time, then more than any
+# plausible number of slots.
+_LEFT = (4, 32, 128)
+# Parts of the time of an answer that is left, which must not end meanwhile.
+_PATIENCE = 0.5  # for the first tokens of all others after that of the first one
+_TOGETHER = 0.2  # for that of the next one: it may wait for a slot
+_NOTICED = 0.03  # until a service may have noticed
+_OVER = 1.5  # until the answers are over, which may be slower together
+_HELD_UP = 0.3  # what a short answer may wait for one that was left
+# The first chunk, which has the role alone, may come before there is a slot.
+_TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning)": ?"[^"]')
+_SLOWER = 3.0  # times what is usual; on a busy machine twice is usual, too
+_LATE = 0.2  # seconds
+_FIRST = 15.0  # seconds for the first token of the first answer that is left
 
 
 async def _media_type(target: Target) -> None:
@@ -51,7 +60,7 @@ async def _framing(target: Target) -> None:
     wanted = "events of `data: ` and JSON, each ended by an empty line"
     if not stream.events:
         raise stream.unmet(stream.reply.shown, wanted)
-    if stream.rest:
+    if stream.rest and stream.failure is None:
         raise stream.unmet(f"{stream.rest[:80]!r} without an empty line after it", wanted)
     for event in stream.events:
         if event.malformed:
@@ -71,14 +80,21 @@ def _is_object(event: Event) -> bool:
 
 async def _done(target: Target) -> None:
     stream = await target.sample()
+    if stream.failure is not None:
+        raise stream.failure
     wanted = "`data: [DONE]` as the last event"
     last = stream.events[-1].data if stream.events else None
     if last != "[DONE]":
         raise stream.unmet(f"as the last event {short(str(last))}", wanted)
-    late = stream.closed - stream.events[-1].at
-    if late > _CLOSE:
-        wanted = "the end of the answer right after [DONE]: openai-node waits for it"
-        raise stream.unmet(f"an end {late:.1f} s after [DONE]", wanted)
+    # What happens by chance does not happen twice.
+    for again in (True, False):
+        late = stream.closed - stream.events[-1].at
+        if late <= _CLOSE:
+            return
+        if again:
+            stream = await target.stream(target.chat(max_tokens=2))
+    wanted = "the end of the answer right after [DONE]: openai-node waits for it"
+    raise stream.unmet(f"an end {late:.1f} s after [DONE]", wanted)
 
 
 async def _identity(target: Target) -> None:
@@ -93,8 +109,8 @@ async def _identity(target: Target) -> None:
 
 
 async def _finish(target: Target) -> None:
-    stream = await target.sample()
-    choices = [choice for chunk in stream.chunks for choice in chunk.get("choices") or []]
+    stream = await target.whole_sample()
+    choices = stream.choices
     reasons = [choice.get("finish_reason") for choice in choices]
     if not choices or sum(reason is not None for reason in reasons) != 1 or reasons[-1] is None:
         got = f"the finish reasons {reasons[-4:]}"
@@ -105,7 +121,7 @@ async def _finish(target: Target) -> None:
 
 
 async def _usage(target: Target) -> None:
-    stream = await target.sample()
+    stream = await target.whole_sample()
     wanted = "with include_usage a last chunk with usage, and without choices"
     if not stream.chunks:
         raise stream.unmet("no chunk", wanted)
@@ -117,6 +133,11 @@ async def _usage(target: Target) -> None:
     counts = [count for name in names if isinstance(count := usage.get(name), int) and count > 0]
     if len(counts) != len(names) or counts[0] + counts[1] != counts[2]:
         raise stream.unmet(f"usage: {usage}", "prompt, completion and total tokens that add up")
+    answer = await target.send("POST", target.chat_path, target.chat(max_tokens=2))
+    whole = answer.require(200).json().get("usage") or {}
+    if whole.get("prompt_tokens") != counts[0]:
+        got = f"{whole.get('prompt_tokens')} prompt_tokens in a whole answer"
+        raise answer.unmet(f"{counts[0]}, as in a stream of the same prompt", got)
     plain = await target.stream(target.chat(max_tokens=2))
     if any(chunk.get("choices") == [] for chunk in plain.chunks):
         raise plain.unmet("a chunk without choices", "none where include_usage was not asked for")
@@ -124,7 +145,7 @@ async def _usage(target: Target) -> None:
 
 async def _token_by_token(target: Target) -> None:
     streams = [await target.sample()]
-    for _ in range(2):
+    for _ in range(2 if streams[0].failure is None else 0):
         streams.append(await target.stream(target.chat(temperature=0)))
     spreads = []
     for stream in streams:
@@ -161,15 +182,21 @@ def _completion_tokens(stream: Stream) -> int:
 
 
 async def _disconnect(target: Target) -> None:
-    long, seconds = await long_answer(target)
+    with preparing():
+        await target.whole_sample()
+        long, seconds = await long_answer(target)
+        usual = await _usual(target)
     if seconds < _LONG_ENOUGH:
         raise Skip(f"the longest answer takes {seconds:.1f} s: too short to leave it")
-    usual = await _usual(target)
-    slow = _SLOWER * usual
+    slow = max(_SLOWER * usual, usual + _LATE)
+    over = time.monotonic()
     for left in _LEFT:
+        # Slots that the ones before have taken would be free again too soon.
+        await asyncio.sleep(over - time.monotonic())
         # What happens by chance does not happen twice.
         for _ in range(2):
-            first, *others = await _answers_after(target, long, left, slow)
+            over = time.monotonic() + seconds * _OVER
+            is_refused, (first, *others) = await _answers_after(target, long, seconds, left, slow)
             # A slot that is taken holds up the first one; a batch that goes on slows down all.
             if first < slow + seconds * _HELD_UP and min(first, *others) < slow:
                 break
@@ -177,22 +204,32 @@ async def _disconnect(target: Target) -> None:
             request = f"{left} streams of {long['max_tokens']} tokens, left after the first token"
             got = f"then a short answer took {first:.2f} s, where {usual:.2f} s are usual"
             raise Unmet(request, got, "that a client who leaves frees its slot")
+        if is_refused:
+            break  # There are no more slots to be taken.
 
 
 async def _answers_after(
-    target: Target, long: dict[str, Any], left: int, slow: float
-) -> list[float]:
-    """The seconds of short answers when streams have been left. Returns when those are over."""
-    await _leave(target, long, left)
-    await asyncio.sleep(_NOTICED)
-    waited = await _short_answers(target)
-    with suppress(TimeoutError):
+    target: Target, long: dict[str, Any], seconds: float, left: int, slow: float
+) -> tuple[bool, list[float]]:
+    """The seconds of short answers when streams have been left, and whether one was refused.
+
+    Returns when those are over. An answer that does not come has taken as long as was waited.
+    """
+    with preparing():
+        is_refused = await _leave(target, long, seconds, left)
+    await asyncio.sleep(seconds * _NOTICED)
+    started = time.perf_counter()
+    try:
+        waited = await _short_answers(target)
+    except Unmet:
+        waited = [time.perf_counter() - started]
+    with suppress(TimeoutError, Unmet):
         async with asyncio.timeout(target.timeout):
             least = min(waited)
             while least > slow:
-                await asyncio.sleep(_NOTICED)
+                await asyncio.sleep(seconds * _NOTICED)
                 least = min(await _short_answers(target))
-    return waited
+    return is_refused, waited
 
 
 async def long_answer(target: Target) -> tuple[dict[str, Any], float]:
@@ -235,35 +272,42 @@ async def _short_answers(target: Target) -> list[float]:
     return [(await target.stream(body)).closed for _ in range(4)]
 
 
-async def _leave(target: Target, body: dict[str, Any], left: int) -> None:
-    """Begin streams, and close their connections soon after the first token of the first one.
+async def _leave(target: Target, body: dict[str, Any], seconds: float, left: int) -> bool:
+    """Begin streams, and close their connections when no more of them begin.
 
-    Those that began and those that wait are left at once: where one answer is made at a time, a
-    wait for each one's first token would be over when most of them are made.
+    Those that wait for a slot are left, too: where one answer is made at a time, a wait for each
+    one's first token would be over when most of them are made. Returns whether one was refused.
     """
-    begun = asyncio.Event()
+    begun: asyncio.Queue[bool] = asyncio.Queue()
     tasks = [asyncio.create_task(_begin(target, body, begun)) for _ in range(left)]
+    accepted: list[bool] = []
     try:
         with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
-                await begun.wait()
-        await asyncio.wait(tasks, timeout=_TOGETHER)
+            # Many connections take their time to open; what counts begins with the first token.
+            accepted.append(await asyncio.wait_for(begun.get(), _FIRST))
+            async with asyncio.timeout(seconds * _PATIENCE):
+                while len(accepted) < left:
+                    accepted.append(await asyncio.wait_for(begun.get(), seconds * _TOGETHER))
     finally:
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-    for result in results:
-        if isinstance(result, Unmet):
-            raise result
+    broken = [result for result in results if isinstance(result, Unmet)]
+    if broken and not any(accepted):
+        raise broken[0]
+    return not all(accepted)
 
 
-async def _begin(target: Target, body: dict[str, Any], begun: asyncio.Event) -> None:
-    """Read a stream up to its first token."""
+async def _begin(target: Target, body: dict[str, Any], begun: asyncio.Queue[bool]) -> None:
+    """Read a stream up to its first token, and hold it. Tells whether it was accepted."""
     async with target.open(body) as response:
+        if response.status_code != 200:
+            begun.put_nowait(False)
+            return
         async for read in response.aiter_bytes():
-            if b'"content"' in read:
-                begun.set()
-                return
+            if _TEXT.search(read):
+                begun.put_nowait(True)
+                await asyncio.Event().wait()
 
 
 QUESTIONS = (

@@ -1,6 +1,7 @@
 """The probed service: its address, endpoints, models, and replies."""
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator
@@ -12,15 +13,18 @@ import httpx2
 
 from infer_scaffold.probe import sse
 from infer_scaffold.probe.outcomes import Skip, Unmet
+from infer_scaffold.probe.patience import Patience, unanswered
 
 _SHOWN = 300  # characters of a body
 _MOST = 10_000_000  # bytes of an answer
+_BEGINNING = 100_000  # bytes that are looked at of a stream without an end
+_WHOLE_STREAM = "a stream that ends with [DONE]"
 TELL_STORY: list[dict[str, str]] = [
     {"role": "user", "content": "Count from one to one hundred, in words, one after the other."}
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reply:
     """A reply, with its request in a form that a reader can repeat."""
 
@@ -61,12 +65,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class Stream:
-    """A streamed answer: seconds count from the request. `rest` stands behind the last event."""
+    """A streamed answer: seconds count from the request. `rest` stands behind the last event.
+
+    `failure` says why there is no end, where there is none.
+    """
 
     reply: Reply
     events: list[sse.Event]
     rest: bytes
     closed: float
+    failure: Unmet | None = None
 
     @property
     def chunks(self) -> list[dict[str, Any]]:
@@ -82,6 +90,11 @@ class Stream:
         return found
 
     @property
+    def choices(self) -> list[dict[str, Any]]:
+        """The choices of all chunks, one after the other."""
+        return [choice for chunk in self.chunks for choice in chunk.get("choices") or []]
+
+    @property
     def texts(self) -> list[sse.Event]:
         """The events that bring text."""
         return [event for event in self.events if _text(event)]
@@ -95,7 +108,8 @@ def _text(event: sse.Event) -> str:
     try:
         (choice,) = event.json()["choices"]
         delta = choice["delta"]
-        return str(delta.get("content") or delta.get("reasoning_content") or "")
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
+        return str(delta.get("content") or thought or "")
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""
 
@@ -108,12 +122,20 @@ class Target:
     url: str
     api: str
     key: str | None
-    timeout: float
+    patience: Patience
     pid: int | None = None
+    origin: str | None = None
+    """The origin of a web page that may read the answers."""
+    silence: float = 0.0
+    """The seconds that a connection is left idle at least."""
     models: list[str] = field(default_factory=list)
     chat_model: str | None = None
     embeddings_model: str | None = None
     has_files: bool = False
+    failed: dict[str, Unmet] = field(default_factory=dict)
+    """What came where the first request to an endpoint failed, by the endpoint's name."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why nothing is asked of an endpoint, by its name."""
     uploaded: list[str] = field(default_factory=list)
     last: Reply | None = None
     kept: dict[str, Any] = field(default_factory=dict)
@@ -122,14 +144,24 @@ class Target:
     def chat(self, **fields: Any) -> dict[str, Any]:
         """Return the body of a chat request. Raises Skip if there is no chat."""
         if self.chat_model is None:
-            raise Skip("no model answers chat requests")
+            raise Skip(self.reasons.get("chat", "no model answers chat requests"))
         return {"model": self.chat_model, "messages": TELL_STORY, "max_tokens": 32} | fields
 
     def embed(self, given: Any, **fields: Any) -> dict[str, Any]:
         """Return the body of an embeddings request. Raises Skip if there are none."""
         if self.embeddings_model is None:
-            raise Skip("no model answers embeddings requests")
+            raise Skip(self.reasons.get("embeddings", "no model answers embeddings requests"))
         return {"model": self.embeddings_model, "input": given} | fields
+
+    def require_files(self) -> None:
+        """Raise Skip if there is no endpoint for files."""
+        if not self.has_files:
+            raise Skip(self.reasons.get("files", "no endpoint takes files"))
+
+    @property
+    def timeout(self) -> float:
+        """The seconds that an answer may take."""
+        return self.patience.timeout
 
     @property
     def chat_path(self) -> str:
@@ -157,76 +189,103 @@ class Target:
             headers = {"content-type": "application/json"} | (headers or {})
         request = describe(method, path, body)
         started = time.perf_counter()
-        try:
-            async with (
-                asyncio.timeout(self.timeout),
-                self.client.stream(method, path, headers=headers, **more) as response,
-            ):
-                content = b"".join([read async for read in _reads(response, request)])
-        except (httpx2.TimeoutException, TimeoutError):
-            got = f"no whole answer within {self.timeout:g} s"
-            raise Unmet(request, got, "an answer") from None
-        except (httpx2.HTTPError, UnicodeError) as error:
-            raise Unmet(request, broken(error), "an answer") from None
+        async with (
+            self.waiting(f"{method} {path}", request, "an answer"),
+            self.client.stream(method, path, headers=headers, **more) as response,
+        ):
+            content = b"".join([read async for read in _reads(response, request)])
         seconds = time.perf_counter() - started
         self.last = Reply(request, response.status_code, response.headers, content, seconds)
         return self.last
+
+    @asynccontextmanager
+    async def waiting(self, kind: str, request: str, wanted: str) -> AsyncIterator[None]:
+        """Wait for an answer within bounds. Raises Unmet if none comes."""
+        seconds = self.patience.seconds(kind)
+        if not seconds:
+            raise unanswered(request, seconds, wanted)
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except (httpx2.TimeoutException, TimeoutError):
+            self.patience.waited(kind, started, time.monotonic())
+            raise unanswered(request, seconds, wanted) from None
+        except (httpx2.HTTPError, UnicodeError) as error:
+            raise Unmet(request, broken(error), wanted) from None
+        self.patience.answered(kind)
 
     @asynccontextmanager
     async def open(self, body: dict[str, Any]) -> AsyncIterator[httpx2.Response]:
         """Open a streamed chat answer. Raises Unmet like `send`."""
         body = body | {"stream": True}
         request = describe("POST", self.chat_path, body)
-        try:
-            async with self.client.stream("POST", self.chat_path, json=body) as response:
-                yield response
-        except httpx2.TimeoutException:
-            raise Unmet(
-                request, f"nothing for {self.timeout:g} s", "the next event, or the end"
-            ) from None
-        except httpx2.HTTPError as error:
-            raise Unmet(request, broken(error), "a stream that ends with [DONE]") from None
+        kind = f"POST {self.chat_path} streamed"
+        async with (
+            self.waiting(kind, request, _WHOLE_STREAM),
+            self.client.stream("POST", self.chat_path, json=body) as response,
+        ):
+            yield response
 
     async def stream(self, body: dict[str, Any]) -> Stream:
         """Read a streamed chat answer to its end. Raises Unmet like `send`."""
+        stream = await self.stream_so_far(body)
+        if stream.failure is not None:
+            raise stream.failure
+        return stream
+
+    async def stream_so_far(self, body: dict[str, Any]) -> Stream:
+        """Read a streamed chat answer as far as it comes. Raises Unmet if nothing does."""
         started = time.perf_counter()
-        reads = []
+        reads: list[tuple[float, bytes]] = []
+        failure, response = None, None
         request = describe("POST", self.chat_path, body | {"stream": True})
         try:
-            async with asyncio.timeout(self.timeout), self.open(body) as response:
+            async with self.open(body) as response:
                 async for read in _reads(response, request):
                     reads.append((time.perf_counter() - started, read))
-        except TimeoutError:
-            got = f"no end within {self.timeout:g} s"
-            raise Unmet(request, got, "a stream that ends with [DONE]") from None
+        except Unmet as unmet:
+            failure = unmet
+            reads = _beginning(reads)
+            if response is None or not reads:
+                raise
         closed = time.perf_counter() - started
         content = b"".join(read for _, read in reads)
         reply = Reply(request, response.status_code, response.headers, content, closed)
         self.last = reply
         events, rest = sse.parse(reads)
-        return Stream(reply, events, rest, closed)
+        return Stream(reply, events, rest, closed, failure)
 
     async def streams(self) -> bool:
-        """Return whether chat answers can be streamed."""
+        """Return whether chat answers can be streamed, and such streams end."""
         try:
-            await self.sample()
-        except Skip:
+            return (await self.sample()).failure is None
+        except (Skip, Unmet):
             return False
-        return True
+
+    async def whole_sample(self) -> Stream:
+        """Return the shared answer like `sample`. Raises Skip if it has no end."""
+        stream = await self.sample()
+        if stream.failure is not None:
+            raise Skip("the stream has no end, which `stream-done` tells")
+        return stream
 
     async def sample(self) -> Stream:
-        """Return a streamed answer that all questions about streams share.
+        """Return a streamed answer that all questions about streams share, as far as it came.
 
         Raises Skip if there is no chat, or it cannot stream.
         """
         if "stream" not in self.kept:
-            stream = await self.stream(
-                self.chat(temperature=0, stream_options={"include_usage": True})
-            )
-            if stream.reply.status in (400, 404, 422, 501):
-                raise Skip(f"the service does not stream: {stream.reply.shown}")
-            self.kept["stream"] = stream
-        found: Stream = self.kept["stream"]
+            body = self.chat(temperature=0, stream_options={"include_usage": True})
+            try:
+                self.kept["stream"] = await self.stream_so_far(body)
+            except Unmet as unmet:
+                self.kept["stream"] = unmet
+        found: Stream | Unmet = self.kept["stream"]
+        if isinstance(found, Unmet):
+            raise found
+        if found.reply.status in (400, 404, 422, 501):
+            raise Skip(f"the service does not stream: {found.reply.shown}")
         found.reply.require(200)
         return found
 
@@ -243,6 +302,12 @@ async def _reads(response: httpx2.Response, request: str) -> AsyncIterator[bytes
             got = f"a body of more than {_MOST // 1_000_000} MB"
             raise Unmet(request, got, "an answer that ends")
         yield read
+
+
+def _beginning(reads: list[tuple[float, bytes]]) -> list[tuple[float, bytes]]:
+    """The first reads, up to a bound: what never ends has all its kinds of events there."""
+    sizes = itertools.accumulate(len(read) for _, read in reads)
+    return [read for read, size in zip(reads, sizes, strict=True) if size <= _BEGINNING]
 
 
 def describe(method: str, path: str, body: Any) -> str:
