@@ -20,7 +20,7 @@ from ..engine.self_check import (
     fit_tokens,
     known_obstacle,
     make_check_sequences,
-    plain_logits,
+    plain_pass,
 )
 from ..engine.sequential import SequentialEngine
 from ..engine.transformers_private import attention_of
@@ -114,7 +114,7 @@ def checked_engine(
     sequences = make_check_sequences(tokens)
     with abridged(model, len(tokens)):
         started = time.monotonic()
-        expected = plain_logits(model, sequences)  # before the engine changes the attention
+        plain = plain_pass(model, sequences)  # before the engine changes the attention
         plain_seconds = time.monotonic() - started
     engine = ContinuousBatchingEngine(
         model,
@@ -123,11 +123,12 @@ def checked_engine(
         max_batch_tokens=settings.max_batch_tokens,
         max_batch_requests=settings.max_batch_requests,
         stall_seconds=settings.stall_seconds,
+        kv_width=plain.kv_width,
     )
     started = time.monotonic()
     try:
         with abridged(model, len(tokens)):
-            check_batch(engine, sequences, expected, dtype=model.dtype, plain_seconds=plain_seconds)
+            check_batch(engine, sequences, plain.logits, dtype=model.dtype, plain_seconds=plain_seconds)
     except BaseException:
         engine.discard()
         raise

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from .continuous import PAGE_SIZE, CheckSequence, ContinuousBatchingEngine
-from .transformers_private import makes_wanted_logits
+from .transformers_private import cache_of, key_value_width, makes_wanted_logits
 
-CAPS = ("attn_logit_softcapping", "attn_logit_softcap", "attn_softcap", "attention_logit_cap")
+CAPS = ("attn_logit_softcap", "attn_softcap", "attention_logit_cap")
 ALIBI = (("position_embedding_type", "alibi"), ("model_type", "bloom"))
 
 SHORT_PROMPT = 2
@@ -168,9 +168,17 @@ def chunk_size(length: int) -> int:
     return max(SHORT_PROMPT + 3, length // 4)
 
 
+class PlainPass(NamedTuple):
+    """What one forward pass over the text of the check computes."""
+
+    logits: Tensor
+    """[N, V] float32, a row for each token of the answers"""
+    kv_width: int | None
+    """See `key_value_width`"""
+
+
 @torch.inference_mode()
-def plain_logits(model: PreTrainedModel, sequences: Sequence[CheckSequence]) -> Tensor:
-    """[N, V] float32, a row for each token of the answers, from one forward pass over the text."""
+def plain_pass(model: PreTrainedModel, sequences: Sequence[CheckSequence]) -> PlainPass:
     text = sequences[-1].prompt + sequences[-1].answer
     ids = torch.tensor([text], device=model.device)
     rows = torch.tensor(
@@ -178,8 +186,13 @@ def plain_logits(model: PreTrainedModel, sequences: Sequence[CheckSequence]) -> 
         device=model.device,
     )
     if makes_wanted_logits(model):  # the others cost as much as the rest of a small model
-        return torch.as_tensor(model(ids, use_cache=False, logits_to_keep=rows).logits[0]).float()
-    return torch.as_tensor(model(ids, use_cache=False).logits[0, rows]).float()
+        output = model(ids, use_cache=True, logits_to_keep=rows)
+        logits = output.logits[0]
+    else:
+        output = model(ids, use_cache=True)
+        logits = output.logits[0, rows]
+    width = key_value_width(model.config.get_text_config(), cache_of(output))
+    return PlainPass(torch.as_tensor(logits).float(), width)
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
