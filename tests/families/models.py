@@ -258,7 +258,6 @@ BATCHED_SINCE_5_24: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**MLA, "topk_method": "greedy"},
     "deepseek_v3": MLA,
     "diffllama": {},
-    "doge": {},
     "falcon": {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon multi-query": {
         "alibi": False,
@@ -287,6 +286,7 @@ ONE_AT_A_TIME: dict[str, dict[str, Any]] = {
     "bloom": {"n_head": 4, "n_layer": 3},
     "deepseek_v32": MLA,
     "deepseek_v4": {"head_dim": 16},
+    "doge": {},
     "falcon alibi": {"alibi": True, "new_decoder_architecture": False},
     "falcon_h1": {**MAMBA2, "head_dim": 16, "mamba_d_ssm": 128},
     "falcon_mamba": {"state_size": 4},

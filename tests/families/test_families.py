@@ -88,9 +88,10 @@ async def ask(client: httpx2.AsyncClient, length: int, tokenizer: Any, *, stream
     if not stream:
         whole = response.json()
         return to_answer([whole], whole["usage"])
-    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
-    assert lines[-1] == "[DONE]"
-    *chunks, last = map(json.loads, lines[:-1])
+    events = [each for each in response.text.split("\n\n") if each.startswith("data: ")]
+    data = [each.removeprefix("data: ") for each in events]
+    assert data[-1] == "[DONE]"
+    *chunks, last = map(json.loads, data[:-1])
     return to_answer(chunks, last["usage"])
 
 

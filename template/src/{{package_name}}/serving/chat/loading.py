@@ -128,7 +128,9 @@ def checked_engine(
     started = time.monotonic()
     try:
         with abridged(model, len(tokens)):
-            check_batch(engine, sequences, plain.logits, dtype=model.dtype, plain_seconds=plain_seconds)
+            check_batch(
+                engine, sequences, plain.logits, dtype=model.dtype, plain_seconds=plain_seconds
+            )
     except BaseException:
         engine.discard()
         raise

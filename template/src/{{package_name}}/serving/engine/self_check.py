@@ -41,7 +41,8 @@ TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Largest `distance` between batch and plain pass that is rounding.
 
 Measured: 3e-6, 0.008 and 0.07 with gemma-3-270m, less with a dozen tiny random models. Attention
-that is wrong gave 0.3 and more, but for capped scores, which `known_obstacle` knows.
+that is wrong gave 0.3 and more, but for scores without their cap: `capped_attention` caps them,
+and `known_obstacle` knows the models that have theirs under another name.
 """
 
 PATIENCE = 30.0
@@ -60,6 +61,8 @@ def known_obstacle(config: PreTrainedConfig) -> str | None:
             return "its positions are ALiBi biases, which a packed batch gets wrong"
         if key == "rope_type" and ("dynamic" in value or value == "longrope"):
             return f"its positions ({value} RoPE) depend on the longest text in the batch"
+        if key == "keep_window_size" and value:
+            return f"its attention keeps as many tokens ({key}) of the whole batch"
     return None
 
 

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from threading import Thread
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -188,11 +188,12 @@ class BatchCache(PagedAttentionCache):
         """Writes the keys and values of a step, and returns them with those before them."""
         if kwargs is None or "cu_seq_lens_k" not in kwargs:  # the model's code has not kept them
             kwargs = dict(self.step().get_model_kwargs())
-        if self.width is None:
-            return super().update(key_states, value_states, layer_idx, kwargs)
-        halves = pack(key_states, value_states, self.width)
-        halves = super().update(*halves, layer_idx, kwargs)
-        return unpack(*halves, key_states.shape, value_states.shape)
+        shapes = key_states.shape, value_states.shape
+        if self.width is not None:
+            key_states, value_states = pack(key_states, value_states, self.width)
+        states: tuple[Tensor, Tensor]
+        states = super().update(key_states, value_states, layer_idx, kwargs)
+        return states if self.width is None else unpack(*states, *shapes)
 
 
 def pack(key: Tensor, value: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -207,14 +208,13 @@ def pack(key: Tensor, value: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def unpack(
     first: Tensor, second: Tensor, key_shape: torch.Size, value_shape: torch.Size
 ) -> tuple[Tensor, Tensor]:
-    """The keys and values that `pack` has put together. Their length may be another by now."""
+    """The keys and values that `pack` has put together. There may be more of them by now."""
     rows = torch.cat([first[0, 0], second[0, 0]], dim=-1)
-    keys = key_shape[1] * key_shape[3]
-    key, value = rows[:, :keys], rows[:, keys : keys + value_shape[1] * value_shape[3]]
-    return (
-        key.unflatten(1, (key_shape[1], key_shape[3])).transpose(0, 1)[None],
-        value.unflatten(1, (value_shape[1], value_shape[3])).transpose(0, 1)[None],
-    )
+    (_, key_heads, _, key_size), (_, value_heads, _, value_size) = key_shape, value_shape
+    keys = key_heads * key_size
+    key, value = rows[:, :keys], rows[:, keys : keys + value_heads * value_size]
+    key, value = key.view(-1, key_heads, key_size), value.view(-1, value_heads, value_size)
+    return key.transpose(0, 1)[None], value.transpose(0, 1)[None]
 
 
 def key_value_width(config: PreTrainedConfig, cache: object) -> int | None:
@@ -235,7 +235,7 @@ def key_value_width(config: PreTrainedConfig, cache: object) -> int | None:
         if shapes <= {(find_num_key_value_heads(config), find_head_dim(config))}:
             return None
     numbers = [each.keys[0, :, 0].numel() + each.values[0, :, 0].numel() for each in layers]
-    return (max(numbers) + 1) // 2
+    return (int(max(numbers)) + 1) // 2
 
 
 class PackedShape:
@@ -290,12 +290,14 @@ def capped_attention(
     Returns [1, Q, H, D].
     """
     if cache is not None:
-        key, value = cache.update(key, value, module.layer_idx, kwargs)
-    query = query.unflatten(1, (key.size(1), -1))
-    scores = query @ key.unsqueeze(2).transpose(-1, -2) * scaling
+        key, value = cache.update(key, value, cast(int, module.layer_idx), kwargs)
+    _, heads, length, size = query.shape
+    groups = query.reshape(1, key.size(1), -1, length, size)  # the heads that share keys
+    scores = groups @ key.unsqueeze(2).transpose(-1, -2) * scaling
     scores = torch.tanh(scores / softcap) * softcap + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
-    return (weights @ value.unsqueeze(2)).flatten(1, 2).transpose(1, 2).contiguous(), None
+    output = (weights @ value.unsqueeze(2)).view(1, heads, length, -1)
+    return output.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(CAPPED, capped_attention)
