@@ -16,41 +16,46 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 HEAD = """\
 # Models
 
-What the tests of this project measure, on tiny models with random weights: `make models` measures it again and writes this page.
+What the tests of this project measure, on tiny models with random weights. `make models` measures it
+again and writes this page.
 
 ## Chat: families
 
-Text, token counts and logprobs of each equal those of transformers' `generate()`, alone and beside others, whole and streamed.
-A model that shares a batch serves many requests at a time. One that does not is right all the same, and serves one after the
-other; the reason is what `/health` says of it.
+Text, token counts and logprobs of each equal those of transformers' `generate()`, alone and beside
+others, whole and streamed. The engine `continuous` serves many requests in one batch; `sequential`
+serves one after the other, for the reason that `/health` says.
 
 """
 
 TEMPLATES = """
 ## Chat: tools and thoughts
 
-How the chat templates of the packages trl and axolotl write tool calls and thoughts. Each format is forced, read while it
-streams, and rendered back. Without a format of its own, a model gets tools with `INFER_TOOL_PROMPT=true` only.
+How the chat templates of the packages trl and axolotl write tool calls and thoughts. Each format is
+forced, read while it streams, and rendered back. A model without a format of its own gets tools with
+`INFER_TOOL_PROMPT=true` only.
 
 """
 
 QUANTISATION = """
 ## Chat: quantisation
 
-| weights | on a processor | on CUDA |
-|---|---|---|
-| plain, with `INFER_QUANTIZATION=int8` or `int4` | equal to `generate()` of the same quantised model | torchao, not tested |
-| plain, with `INFER_QUANTIZATION=fp8` | refused | torchao, not tested |
-| fp8, bitsandbytes, torchao, compressed-tensors, GGUF | loaded with the package that the log names | not tested |
-| GPTQ, AWQ, mxfp4, Quanto | loaded with the package that the log names, not tested | not tested |
-| HQQ, NVFP4, ModelOpt | refused | refused |
+On processors; nothing of this was tested on a GPU.
+
+| weights | |
+|---|---|
+| plain, `INFER_QUANTIZATION=int8` or `int4` | as `generate()` of the same quantised model |
+| plain, `INFER_QUANTIZATION=fp8` | refused: for GPUs only |
+| fp8, bitsandbytes, torchao, compressed-tensors, GGUF | loaded, with a package that the log names |
+| GPTQ, AWQ, mxfp4, Quanto | loaded where their package works: it was not tested |
+| HQQ, NVFP4, ModelOpt | refused |
 
 """
 
 EMBEDDINGS = """\
 ## Embeddings and reranking
 
-Vectors differ from those of sentence-transformers by less than 1e-5, and scores from those of its CrossEncoder.
+Vectors differ from those of sentence-transformers by less than 1e-5, and so do scores from those of
+its CrossEncoder.
 
 """
 

@@ -96,7 +96,7 @@ CALLS = [call("get_weather", WEATHER, "abcdefgh1"), call("get_time", {"city": "B
 @pytest.fixture(scope="module")
 def engine(package: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One for all templates: their tokenizers have the same end tokens."""
-    model = build("llama", {"vocab_size": VOCABULARY, "max_position_embeddings": 8192})
+    model = build("llama", vocab_size=VOCABULARY, max_position_embeddings=8192)
     settings = package.Settings(_env_file=None, kv_cache_tokens=32768, max_batch_tokens=2048)
     engine = package.make_engine(model, package.tokenizer, END_IDS, settings)
     assert engine.reason is None

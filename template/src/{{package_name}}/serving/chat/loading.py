@@ -23,7 +23,7 @@ from ..engine.self_check import (
     fit_tokens,
     known_obstacle,
     make_check_sequences,
-    plain_logits,
+    plain_pass,
 )
 from ..engine.sequential import SequentialEngine
 from ..engine.transformers_private import attention_of
@@ -142,7 +142,7 @@ def checked_engine(
     with abridged(model, len(tokens)):
         started = time.monotonic()
         # before the engine changes the attention
-        expected = torch.cat([plain_logits(model, each, adapters) for each in texts])
+        passes = [plain_pass(model, each, adapters) for each in texts]
         plain_seconds = time.monotonic() - started
     engine = ContinuousBatchingEngine(
         model,
@@ -152,11 +152,13 @@ def checked_engine(
         max_batch_requests=settings.max_batch_requests,
         stall_seconds=settings.stall_seconds,
         adapters=adapters,
+        kv_width=passes[0].kv_width,
     )
     sequences = [each for text in texts for each in text]
     started = time.monotonic()
     try:
         with abridged(model, len(tokens)):
+            expected = torch.cat([each.logits for each in passes])
             dtype = rounding_dtype(model)
             check_batch(engine, sequences, expected, dtype=dtype, plain_seconds=plain_seconds)
     except BaseException:

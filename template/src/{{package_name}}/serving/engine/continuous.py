@@ -107,12 +107,14 @@ class ContinuousBatchingEngine:
         prefix_caching: bool = True,
         stall_seconds: float = math.inf,
         adapters: AdapterMix | None = None,
+        kv_width: int | None = None,
     ) -> None:
         """Takes the memory of the KV cache and starts the thread.
 
         prefix_caching: prompts that begin alike are computed once, where the model allows it.
         stall_seconds: a step that takes longer never ends.
         adapters: those of the model, if it has any.
+        kv_width: see `key_value_width`.
 
         Raises ValueError (or what transformers raises) for a model that cannot be batched.
         """
@@ -135,6 +137,8 @@ class ContinuousBatchingEngine:
             max_requests_per_batch=max_batch_requests,
             allow_block_sharing=prefix_caching,
             per_request_processors=True,
+            # Flash attention may read pages itself, unless their keys and values are packed.
+            max_blocks_per_request=None if kv_width is None else 0,
             # The engine keeps the rows of a step between two calls, which needs these two off.
             use_cuda_graph=False,
             use_async_batching=False,
@@ -145,7 +149,7 @@ class ContinuousBatchingEngine:
             config,
             StepSampler(self._begin_step, self._sample),
         )
-        allocate_cache(self._manager)  # here, so that a failure is raised here
+        allocate_cache(self._manager, kv_width)  # here, so that a failure is raised here
         capacity = longest_sequence(self._manager)
         text_config = model.config.get_text_config()
         context = getattr(text_config, "max_position_embeddings", capacity)

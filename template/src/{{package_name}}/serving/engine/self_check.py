@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .adapter_mix import AdapterMix
 from .continuous import PAGE_SIZE, CheckSequence, ContinuousBatchingEngine
-from .transformers_private import makes_wanted_logits
+from .transformers_private import cache_of, key_value_width, makes_wanted_logits
 
-CAPS = ("attn_logit_softcapping", "attn_logit_softcap", "attn_softcap", "attention_logit_cap")
+CAPS = ("attn_logit_softcap", "attn_softcap", "attention_logit_cap")
 ALIBI = (("position_embedding_type", "alibi"), ("model_type", "bloom"))
 
 SHORT_PROMPT = 2
@@ -42,7 +42,8 @@ TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Largest `distance` between batch and plain pass that is rounding.
 
 Measured: 3e-6, 0.008 and 0.07 with gemma-3-270m, less with a dozen tiny random models. Attention
-that is wrong gave 0.3 and more, but for capped scores, which `known_obstacle` knows.
+that is wrong gave 0.3 and more, but for scores without their cap: `capped_attention` caps them,
+and `known_obstacle` knows the models that have theirs under another name.
 """
 
 CHECKED_ADAPTERS = 8
@@ -64,6 +65,8 @@ def known_obstacle(config: PreTrainedConfig) -> str | None:
             return "its positions are ALiBi biases, which a packed batch gets wrong"
         if key == "rope_type" and ("dynamic" in value or value == "longrope"):
             return f"its positions ({value} RoPE) depend on the longest text in the batch"
+        if key == "keep_window_size" and value:
+            return f"its attention keeps as many tokens ({key}) of the whole batch"
     return None
 
 
@@ -177,14 +180,20 @@ def chunk_size(length: int) -> int:
     return max(SHORT_PROMPT + 3, length // 4)
 
 
-@torch.inference_mode()
-def plain_logits(
-    model: PreTrainedModel, sequences: Sequence[CheckSequence], adapters: AdapterMix | None = None
-) -> Tensor:
-    """[N, V] float32, a row for each token of the answers, from one forward pass over the text.
+class PlainPass(NamedTuple):
+    """What one forward pass over the text of the check computes."""
 
-    adapters: those of the model, of which all sequences have the same one
-    """
+    logits: Tensor
+    """[N, V] float32, a row for each token of the answers"""
+    kv_width: int | None
+    """See `key_value_width`"""
+
+
+@torch.inference_mode()
+def plain_pass(
+    model: PreTrainedModel, sequences: Sequence[CheckSequence], adapters: AdapterMix | None = None
+) -> PlainPass:
+    """adapters: those of the model, of which all sequences have the same one"""
     if adapters is not None:
         adapters.use(sequences[0].params.adapter)
     text = sequences[-1].prompt + sequences[-1].answer
@@ -194,8 +203,13 @@ def plain_logits(
         device=model.device,
     )
     if makes_wanted_logits(model):  # the others cost as much as the rest of a small model
-        return torch.as_tensor(model(ids, use_cache=False, logits_to_keep=rows).logits[0]).float()
-    return torch.as_tensor(model(ids, use_cache=False).logits[0, rows]).float()
+        output = model(ids, use_cache=True, logits_to_keep=rows)
+        logits = output.logits[0]
+    else:
+        output = model(ids, use_cache=True)
+        logits = output.logits[0, rows]
+    width = key_value_width(model.config.get_text_config(), cache_of(output))
+    return PlainPass(torch.as_tensor(logits).float(), width)
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:

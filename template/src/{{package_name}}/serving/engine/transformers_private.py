@@ -8,15 +8,25 @@ new minor version breaks this file at most.
 """
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Thread
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
-from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    AttentionInterface,
+    Cache,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedConfig,
+)
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
 )
@@ -33,6 +43,10 @@ from transformers.generation.continuous_batching.requests import (
     RequestState,
     RequestStatus,
 )
+from transformers.generation.continuous_batching.utils import (
+    find_head_dim,
+    find_num_key_value_heads,
+)
 from transformers.generation.continuous_batching.utils import logger as manager_logger
 from transformers.modeling_utils import PreTrainedModel
 
@@ -43,11 +57,13 @@ __all__ = [
     "StepSampler",
     "allocate_cache",
     "attention_of",
+    "cache_of",
     "cache_share",
     "discard_step",
     "fail_request",
     "has_failed",
     "in_batch",
+    "key_value_width",
     "longest_sequence",
     "make_manager",
     "makes_wanted_logits",
@@ -142,14 +158,159 @@ def make_manager(
     return manager
 
 
-def allocate_cache(manager: ContinuousBatchingManager) -> None:
+def allocate_cache(manager: ContinuousBatchingManager, width: int | None = None) -> None:
     """Creates the KV cache and writes to all of it.
+
+    width: see `key_value_width`; None: the shape of keys and values is as the configuration says.
 
     The manager creates it at the first request otherwise, and the system takes the memory as it is
     used: a machine that has too little says so now, not under load.
     """
-    manager.warmup()
-    _processor(manager).cache.cache_tensor.zero_()
+    with packed_shape(manager.model.config, width) if width else nullcontext():
+        manager.warmup()
+    cache = _processor(manager).cache
+    cache.__class__ = BatchCache
+    cache.width = width
+    cache.step = weakref.ref(_processor(manager).inputs_and_outputs)
+    cache.cache_tensor.zero_()
+    model = manager.model
+    if attention_of(model) == "paged|eager" and caps_scores(model.config):
+        model.set_attn_implementation(CAPPED)  # now, as the masks depend on the name
+
+
+class BatchCache(PagedAttentionCache):
+    """The pages of a batch, for models too whose code does more or less than the manager expects."""
+
+    width: int | None
+    step: Callable[[], Any]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The tokens before those of the step. Positions are given, so that nothing is added."""
+        return 0
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        kwargs: dict[str, Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Writes the keys and values of a step, and returns them with those before them."""
+        if kwargs is None or "cu_seq_lens_k" not in kwargs:  # the model's code has not kept them
+            kwargs = dict(self.step().get_model_kwargs())
+        shapes = key_states.shape, value_states.shape
+        if self.width is not None:
+            key_states, value_states = pack(key_states, value_states, self.width)
+        states: tuple[Tensor, Tensor]
+        states = super().update(key_states, value_states, layer_idx, kwargs)
+        return states if self.width is None else unpack(*states, *shapes)
+
+
+def pack(key: Tensor, value: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Two [1, 1, N, width] tensors with the numbers of [1, H, N, D] keys and values of any H and D."""
+    rows = torch.cat([each[0].transpose(0, 1).flatten(1) for each in (key, value)], dim=-1)
+    if rows.size(-1) > 2 * width:
+        raise ValueError(f"keys and values take {rows.size(-1)} numbers instead of {2 * width}")
+    rows = functional.pad(rows, (0, 2 * width - rows.size(-1)))
+    return rows[None, None, :, :width], rows[None, None, :, width:]
+
+
+def unpack(
+    first: Tensor, second: Tensor, key_shape: torch.Size, value_shape: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """The keys and values that `pack` has put together. There may be more of them by now."""
+    rows = torch.cat([first[0, 0], second[0, 0]], dim=-1)
+    (_, key_heads, _, key_size), (_, value_heads, _, value_size) = key_shape, value_shape
+    keys = key_heads * key_size
+    key, value = rows[:, :keys], rows[:, keys : keys + value_heads * value_size]
+    key, value = key.view(-1, key_heads, key_size), value.view(-1, value_heads, value_size)
+    return key.transpose(0, 1)[None], value.transpose(0, 1)[None]
+
+
+def key_value_width(config: PreTrainedConfig, cache: object) -> int | None:
+    """Numbers that half of a token's keys and values take, in the layer where they are the most.
+
+    None where all keys and values have the shape that the manager reads from the configuration. It
+    knows one shape for all. Multi-head latent attention has other keys than values, and some models
+    have layers of two kinds.
+
+    config: of the text model; cache: what a plain pass has left.
+    """
+    if not isinstance(cache, Cache):
+        return None
+    layers = [each for each in cache.layers if isinstance(getattr(each, "keys", None), Tensor)]
+    shapes = {(each.keys.shape[1], each.keys.shape[3]) for each in layers}
+    shapes |= {(each.values.shape[1], each.values.shape[3]) for each in layers}
+    with suppress(Exception):  # whatever a configuration raises that has several
+        if shapes <= {(find_num_key_value_heads(config), find_head_dim(config))}:
+            return None
+    numbers = [each.keys[0, :, 0].numel() + each.values[0, :, 0].numel() for each in layers]
+    return (int(max(numbers)) + 1) // 2
+
+
+class PackedShape:
+    """A configuration whose keys and values are one head of `width` numbers."""
+
+    num_key_value_heads = 1
+
+    def __init__(self, config: PreTrainedConfig, width: int) -> None:
+        self.head_dim = width
+        self._config = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+
+@contextmanager
+def packed_shape(config: PreTrainedConfig, width: int) -> Iterator[None]:
+    """Shows `PackedShape` to the manager, which reads the configuration as it creates the cache."""
+    shape = PackedShape(config.get_text_config(), width)
+    config.get_text_config = lambda *args, **kwargs: shape
+    try:
+        yield
+    finally:
+        del config.get_text_config  # the instance's; the class's is back
+
+
+CAPPED = "capped_paged"
+"""Name of `capped_attention` among the implementations of transformers"""
+
+
+def caps_scores(config: PreTrainedConfig) -> bool:
+    """True for models that bound their attention scores, as Gemma 2 does."""
+    return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
+
+
+def capped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    softcap: float,
+    cache: BatchCache | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention in a batch with capped scores, which transformers' own would not cap.
+
+    query: [1, H, Q, D]; key, value: [1, KV heads, K, D]; attention_mask: [1, 1, Q, K], added;
+    cache: given by transformers 5.23, where the attention reads the past.
+
+    Returns [1, Q, H, D].
+    """
+    if cache is not None:
+        key, value = cache.update(key, value, cast(int, module.layer_idx), kwargs)
+    _, heads, length, size = query.shape
+    groups = query.reshape(1, key.size(1), -1, length, size)  # the heads that share keys
+    scores = groups @ key.unsqueeze(2).transpose(-1, -2) * scaling
+    scores = torch.tanh(scores / softcap) * softcap + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    output = (weights @ value.unsqueeze(2)).view(1, heads, length, -1)
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(CAPPED, capped_attention)
 
 
 def longest_sequence(manager: ContinuousBatchingManager) -> int:
@@ -342,6 +503,11 @@ def attention_of(model: PreTrainedModel) -> str:
     """The implementation of attention that the model uses. A manager replaces it by a paged one."""
     name: str = model.config._attn_implementation
     return name
+
+
+def cache_of(output: Any) -> object:
+    """The cache that a forward pass returns. Its name has changed in transformers 5.24."""
+    return output["cache"] if "cache" in output else output.get("past_key_values")
 
 
 def makes_wanted_logits(model: PreTrainedModel) -> bool:
