@@ -16,8 +16,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 HEAD = """\
 # Models
 
-What the tests of this project measure, on tiny models with random weights. `make models` measures it
-again and writes this page.
+What the tests of this project measure, on tiny models with random weights.
+`make models` measures it again and writes this page.
 
 ## Chat: families
 
@@ -31,8 +31,8 @@ TEMPLATES = """
 ## Chat: tools and thoughts
 
 How the chat templates of the packages trl and axolotl write tool calls and thoughts. Each format is
-forced, read while it streams, and rendered back. A model without a format of its own gets tools with
-`INFER_TOOL_PROMPT=true` only.
+forced, read while it streams, and rendered back. A model without a format of its own gets tools
+with `INFER_TOOL_PROMPT=true` only.
 
 """
 
