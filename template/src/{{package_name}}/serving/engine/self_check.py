@@ -181,7 +181,7 @@ def chunk_size(length: int) -> int:
 
 
 class PlainPass(NamedTuple):
-    """What one forward pass over the text of the check computes."""
+    """Results of one forward pass over the text of the check."""
 
     logits: Tensor
     """[N, V] float32, a row for each token of the answers"""
