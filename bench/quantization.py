@@ -1,7 +1,7 @@
-"""Quantised weights on a processor: speed, memory and agreement, into bench/results/quantization.md.
+"""Quantised weights on a processor, into bench/results/quantization.md.
 
-Loads gemma-3-270m with a generated service's own code, each time in a new process, one setting after
-the other in each round. Takes the folder of the model, as demo/models.py prints it.
+Loads gemma-3-270m with a generated service's own code, each time in a new process, one setting
+after the other in each round. Takes the folder of the model, as demo/models.py prints it.
 """
 
 import json
@@ -115,8 +115,8 @@ def page(runs: dict[str, list[dict[str, float]]]) -> str:
     return f"""# Quantised weights on a processor
 
 gemma-3-270m in float32, of which the tied embeddings are 63 %, with a generated service's own code.
-{os.cpu_count()} cores with {", ".join(has)}; medians of {ROUNDS} rounds, one setting after the other
-in each. Memory is what loading adds to the process, the KV cache of 4096 tokens included.
+{os.cpu_count()} cores with {", ".join(has)}; medians of {ROUNDS} rounds, one setting after the
+other in each. Memory is what loading adds to the process, the KV cache of 4096 tokens included.
 Agreement is the share of equal greedy tokens, teacher-forced, with `none` on 16 pages of Python's
 own documentation (160 tokens each); perplexity is on the same pages.
 

@@ -43,7 +43,8 @@ class Int4Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        groups = linear.weight.detach().float().unflatten(1, (-1, GROUP_SIZE))
+        rows = linear.out_features
+        groups = linear.weight.detach().float().view(rows, -1, GROUP_SIZE)
         least, most = groups.amin(-1), groups.amax(-1)
         scales = ((most - least) / 15).clamp(min=1e-6)
         codes = ((groups - least[..., None]) / scales[..., None]).round().flatten(1).int()
