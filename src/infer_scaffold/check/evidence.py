@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from infer_scaffold.check.objects import last
 from infer_scaffold.check.service import Route, Service, argument
-from infer_scaffold.check.source import Definition, Function, Module
+from infer_scaffold.check.source import Definition, Function, Module, walk
 
 _CONSTANT_HOPS = 2
 _CODE_NAMES = {"status_code", "code", "status", "http_status", "http_code"}
@@ -30,7 +30,7 @@ class _Part:
 
     @cached_property
     def nodes(self) -> list[ast.AST]:
-        return list(ast.walk(self.root))
+        return list(walk(self.root))
 
     @cached_property
     def calls(self) -> list[ast.Call]:
@@ -175,13 +175,12 @@ def _is_sought(module: Module, node: ast.AST) -> bool:
 def statuses(module: Module, node: ast.AST) -> Iterator[int]:
     """The statuses of errors that a node names: a call's, an attribute's, a table's."""
     if isinstance(node, ast.Call):
-        name = last(node.func)
         raised = isinstance(module.parents.get(node), ast.Raise)
-        if raised or re.search(r"(Exception|Error|Response|error|abort|__init__)", name):
+        if raised or _may_answer(last(node.func)):
             given = [*node.args[:2], *(k.value for k in node.keywords if k.arg in _CODE_NAMES)]
             yield from filter(None, map(_status, given))
     elif isinstance(node, ast.Attribute):
-        code = _status(node)
+        code = _status(node) if node.attr.isupper() else None
         if code is not None and not isinstance(module.parents.get(node), ast.Compare):
             yield code
     elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -193,6 +192,11 @@ def statuses(module: Module, node: ast.AST) -> Iterator[int]:
         codes = [_status(value) for value in node.values]
         if codes and all(code is not None and code >= 400 for code in codes):
             yield from filter(None, codes)
+
+
+@lru_cache(maxsize=10_000)
+def _may_answer(name: str) -> bool:
+    return re.search(r"(Exception|Error|Response|error|abort|__init__)", name) is not None
 
 
 def _status(node: ast.expr) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from infer_scaffold.check.objects import Objects, last, parameters
-from infer_scaffold.check.source import Definition, Function, Module, Scope, Source
+from infer_scaffold.check.source import Definition, Function, Module, Scope, Source, walk
 
 METHODS = {"get", "post", "put", "delete", "patch", "head", "options"}
 _ANY_METHOD = {"api_route", "add_api_route", "route", "add_route"}
@@ -33,6 +33,7 @@ _ITERATES = {"list", "tuple", "set", "next", "sum", "join", "enumerate", "zip", 
 _MODELS_AND_TYPES = {"BaseModel", "pydantic.BaseModel", "pydantic.main.BaseModel"}
 _HOPS = 4  # from a route to what blocks
 _EVIDENCE_HOPS = 6  # from a route to what shows that it follows a pattern
+_MOST_EVIDENCE = 1000  # functions, the nearest ones: else it would grow with the project
 OPENAI_PATHS = ("/chat/completions", "/completions", "/embeddings", "/audio/speech", "/responses")
 
 Place = tuple[Module, ast.AST]
@@ -484,6 +485,8 @@ class Service:
         found = {each.node: each for each in functions}
         edge = list(found.values())
         for _ in range(_EVIDENCE_HOPS):
+            if len(found) > _MOST_EVIDENCE:
+                break
             following = []
             for function in edge:
                 for each in self._mentioned(function):
@@ -498,7 +501,7 @@ class Service:
         if known is not None:
             return known
         found: dict[ast.AST, Function] = {}
-        for node in ast.walk(function.node):
+        for node in walk(function.node):
             if isinstance(node, Definition) and node is not function.node:
                 found[node] = function.module.function(node)
             elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
