@@ -75,7 +75,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     }
     for question in QUESTIONS:
         if not question.destructive:
-            cells = [MARKS[verdicts[server][question.name]] for server in results]
+            cells = [MARKS[verdicts[server].get(question.name, "error")] for server in results]
             text = f"{question.code} `{question.name}`: {question.holds}"
             lines.append(f"| {text} | {' | '.join(cells)} |")
     counts = []

@@ -26,9 +26,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 PACE = 0.01  # seconds a token
-CONTEXT = 650  # tokens, so that the longest answer takes 6 s
+CONTEXT = 200  # tokens, so that the longest answer takes 2 s
+LONG_CONTEXT = 650  # of one that leaks: opening many streams must not take as long as an answer
 CREATED = 1_700_000_000
 SLOTS = 64
+THOUGHTS = 4  # tokens of an answer before its text
+CALL = 8  # tokens of a tool call
 LATE = 10.0  # seconds, longer than the tests wait
 
 WRONG: dict[str, Callable[[Any], bool]] = {
@@ -80,6 +83,7 @@ class Faulty:
         leak = next((each for each in self.faults if each.startswith("leak-")), f"leak-{SLOTS}")
         self.slots = asyncio.Semaphore(int(leak.removeprefix("leak-")))
         self.leaks = leak in self.faults
+        self.context = LONG_CONTEXT if self.leaks else CONTEXT
         self.tasks: set[asyncio.Task[None]] = set()
 
     def has(self, fault: str) -> bool:
@@ -137,21 +141,19 @@ class Faulty:
             await asyncio.sleep(LATE)
         words = sum(len(str(message.get("content")).split()) for message in body["messages"])
         count = min(body.get("max_tokens") or 16, 4096)
-        if words + count > CONTEXT:
+        if words + count > self.context:
             said = f"However, you asked for {words + count} tokens (context_length_exceeded)."
-            sentence = f"This model's maximum context length is {CONTEXT} tokens."
+            sentence = f"This model's maximum context length is {self.context} tokens."
             if self.has("other-overflow"):
-                sentence = f"The model holds {CONTEXT} tokens."
+                sentence = f"The model holds {self.context} tokens."
             raise RefusedError(400, f"{sentence} {said}", "messages", "context_length_exceeded")
+        if body.get("tool_choice") == "required":
+            count = min(count, CALL)
         answer = Answer(self, body, count, words)
         if not body.get("stream"):
             return JSONResponse(await answer.whole())
-        events = answer.events()
-        if self.has("buffer"):
-            collected = [event async for event in events]
-            events = _again(collected)
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        return StreamingResponse(answer.events(), media_type="text/event-stream", headers=headers)
 
     async def embeddings(self, request: Request) -> Response:
         body = await self.body(request, EMBEDDINGS, "input")
@@ -208,11 +210,6 @@ class Faulty:
             "code": error.code,
         }
         return JSONResponse({"error": body}, error.status, allow)
-
-
-async def _again(events: list[bytes]) -> AsyncIterator[bytes]:
-    for event in events:
-        yield event
 
 
 @dataclass(frozen=True)
@@ -298,9 +295,6 @@ class Answer:
         return _data(self.head("chat.completion.chunk") | {"choices": [choice]})
 
 
-THOUGHTS = 4  # tokens of an answer before its text
-
-
 def _data(chunk: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
@@ -314,6 +308,24 @@ class OneAtATime:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self.lock:
             await self.app(scope, receive, send)
+
+
+class Buffer:
+    """A middleware that sends an answer when it is whole, as a proxy does that buffers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kept: list[Any] = []
+
+        async def keep(message: Any) -> None:
+            kept.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                for each in kept:
+                    await send(each)
+
+        await self.app(scope, receive, keep)
 
 
 class Origins:
@@ -356,6 +368,7 @@ def make_app(faults: set[str]) -> ASGIApp:
     handlers: Any = {RefusedError: server.refuse, HTTPException: server.refuse}
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
     app = Origins(app, server)
+    app = Buffer(app) if "buffer" in faults else app
     return OneAtATime(app) if "one-at-a-time" in faults else app
 
 

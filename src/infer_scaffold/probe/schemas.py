@@ -73,15 +73,27 @@ _TOOL = {
 
 
 _REQUIRED: dict[str, Any] = {"tools": [_TOOL], "tool_choice": "required", "temperature": 0}
-_CALLED = (256, 2048)  # tokens until a call is whole, and where there are long thoughts before it
+_CALLED = (128, 2048)  # tokens until a call is whole, and where there are long thoughts before it
 
 
 async def _tool_stream(target: Target) -> None:
     await target.whole_sample()
-    stream = await target.stream(target.chat(max_tokens=_CALLED[0], **_REQUIRED))
-    if stream.reply.status in (400, 422, 501):
-        raise Skip(f"the service or its model calls no tools: {stream.reply.shown}")
-    stream.reply.require(200)
+    for tokens in _CALLED:
+        stream = await target.stream(target.chat(max_tokens=tokens, **_REQUIRED))
+        if stream.reply.status in (400, 422, 501):
+            raise Skip(f"the service or its model calls no tools: {stream.reply.shown}")
+        stream.reply.require(200)
+        calls = _pieces(stream)
+        is_cut = any(choice.get("finish_reason") == "length" for choice in stream.choices)
+        if not is_cut:
+            _require_whole_calls(stream, calls)
+        if calls or not is_cut:
+            return
+    raise Skip("the answer is cut off before there is a call")
+
+
+def _pieces(stream: Stream) -> dict[int, list[dict[str, Any]]]:
+    """The pieces of the calls by index. Raises Unmet for two of one call in a chunk."""
     calls: dict[int, list[dict[str, Any]]] = {}
     for choice in stream.choices:
         pieces = (choice.get("delta") or {}).get("tool_calls") or []
@@ -91,9 +103,7 @@ async def _tool_stream(target: Target) -> None:
             raise stream.unmet(f"a chunk with the indices {places}", wanted)
         for piece in pieces:
             calls.setdefault(piece.get("index"), []).append(piece)
-    reasons = {choice.get("finish_reason") for choice in stream.choices}
-    if "length" not in reasons:
-        _require_whole_calls(stream, calls)
+    return calls
 
 
 def _require_whole_calls(stream: Stream, calls: dict[int, list[dict[str, Any]]]) -> None:
