@@ -102,7 +102,7 @@ def load_adapters(
 
 
 def read_adapter(folder: Path, model: PreTrainedModel) -> dict[str, LowRank]:
-    """What an adapter adds to layers of the model, by their names. Raises SourceError."""
+    """The changes that an adapter makes to layers of the model, by their names. Raises SourceError."""
     require_packages("it is an adapter", ["peft"])
     from peft import PeftConfig, PeftModel
     from peft.utils import load_peft_weights
@@ -216,7 +216,7 @@ def adapted_layers(model: PreTrainedModel, head: nn.Module | None) -> "dict[str,
 
 
 def low_rank(name: str, layer: "LoraLayer", model: PreTrainedModel) -> LowRank:
-    """What an adapter adds to the layer with this name. layer: as peft has read it."""
+    """The change that an adapter makes to the layer with this name. layer: as peft has read it."""
     down, up, scaling = layer.lora_A[NAME], layer.lora_B[NAME], layer.scaling[NAME]
     magnitude = None
     if layer.use_dora.get(NAME):

@@ -32,7 +32,7 @@ from ..models.model_errors import (
     SourceError,
 )
 from ..models.progress_bar import weights_progress
-from ..models.request_metrics import RequestMeter, RequestMetrics, unregistered
+from ..models.request_metrics import ModelMeter, RequestMeter, RequestMetrics, unregistered
 from ..threads import run_in_pool
 from .options import ChatOptions
 from .output_parser import Chunk, OutputParser, TokenDecoder
@@ -202,15 +202,19 @@ class ChatModel(Model):
     def _with_adapter(self, adapter: "ChatAdapter") -> "ChatModel":
         """The same model, engine and admission, answering with an adapter."""
         model = copy.copy(self)
-        model._adapter = adapter.number
-        model._own_end_tokens = adapter.end_tokens
+        model.use_adapter(adapter)
+        return model
+
+    def use_adapter(self, adapter: "ChatAdapter") -> None:
+        """Answers with this adapter from now on, and with its tokenizer if it has one."""
+        self._adapter = adapter.number
+        self._own_end_tokens = adapter.end_tokens
         if adapter.tokenizer is not None:
-            model._tokenizer = adapter.tokenizer
-            model._prompts = PromptEncoder(
+            self._tokenizer = adapter.tokenizer
+            self._prompts = PromptEncoder(
                 adapter.tokenizer, self._engine.max_length, tool_prompt=self._tool_prompt
             )
-            model._decoder = TokenDecoder(adapter.tokenizer)
-        return model
+            self._decoder = TokenDecoder(adapter.tokenizer)
 
     def variant(self, name: str) -> "ChatModel":
         """The model with one of its adapters. Raises LoadFailed for one that could not be loaded."""
@@ -243,10 +247,14 @@ class ChatModel(Model):
     def measure(self, metrics: Metrics, name: str) -> None:
         requests = metrics.group(RequestMetrics)
         requests.watch(name, self._engine.load)
-        self._meter = requests.of(name)
+        self.count_with(requests.of(name))
         for adapter, model in self._variants.items():
-            model._meter = requests.of(adapter)
+            model.count_with(requests.of(adapter))
         self._engine.meter = metrics.group(EngineMetrics).of(name, self._engine)
+
+    def count_with(self, meter: ModelMeter) -> None:
+        """Counts requests with this meter from now on."""
+        self._meter = meter
 
     def unload(self) -> None:
         self._engine.stop()

@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 @dataclass(frozen=True)
 class LowRank:
-    """What an adapter adds to the output of one linear layer: https://arxiv.org/abs/2106.09685"""
+    """The change that an adapter makes to the output of one linear layer: https://arxiv.org/abs/2106.09685"""
 
     down: Tensor
     """[rank, in]"""

@@ -28,7 +28,7 @@ def adapters_by_model(adapters: Mapping[str, str], models: Sequence[str]) -> lis
     owned: list[dict[str, str]] = [{} for _ in models]
     for name, source in adapters.items():
         base = named_base(source)
-        places = matches(base, models)
+        places = places_of(base, models)
         if len(places) != 1:
             which = "none" if not places else "more than one"
             raise ConfigurationError(
@@ -39,7 +39,7 @@ def adapters_by_model(adapters: Mapping[str, str], models: Sequence[str]) -> lis
     return owned
 
 
-def matches(base: str, models: Sequence[str]) -> list[int]:
+def places_of(base: str, models: Sequence[str]) -> list[int]:
     """Places of the models that are called so: exactly, or else by the last part of the name."""
     exact = [place for place, model in enumerate(models) if model == base]
     last = Path(base).name
