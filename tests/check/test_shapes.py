@@ -1119,6 +1119,30 @@ class Other:
 """,
 )
 case(
+    "IS102 the result of a task that another object awaits is not its end",
+    "fail",
+    """
+class Job:
+    def start(self): self.task = asyncio.create_task(work())  # !
+async def result(job: Job):
+    return await job.task
+""",
+)
+case(
+    "IS102 the task of an object, ended by the lifespan",
+    "pass",
+    """
+class Job:
+    def start(self): self.task = asyncio.create_task(work())
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    job = Job()
+    yield
+    job.task.cancel()
+    await job.task
+""",
+)
+case(
     "IS102 a task in the state of the application",
     "pass",
     """

@@ -7,7 +7,7 @@ from infer_scaffold.check.judgement import Finding, Profile, Verdict
 from infer_scaffold.check.objects import last
 from infer_scaffold.check.rules._finding import at
 from infer_scaffold.check.service import Service, argument
-from infer_scaffold.check.source import Definition, Module, body_nodes
+from infer_scaffold.check.source import Definition, Module, Scope, body_nodes
 
 _LIFESPAN_FIX = "Pass FastAPI a lifespan that starts what runs before its yield and stops it after."
 _TASK_FIX = "Keep the task, and at shutdown cancel it and await it with CancelledError suppressed."
@@ -192,14 +192,28 @@ class _Ended:
         self.cancelled: set[_Holder] = set()
         self.awaited: set[_Holder] = set()
         for module in service.source.modules:
-            for node in module.of(ast.Call, ast.Await):
-                if isinstance(node, ast.Await):
-                    self.awaited |= self._in(module, node.value)
-                elif isinstance(node.func, ast.Attribute) and node.func.attr == "cancel":
-                    self.cancelled |= _held(service, module, node.func.value)
+            cancelled_in: dict[ast.AST | None, set[_Holder]] = {}
+            for node in module.of(ast.Call):
+                if isinstance(node.func, ast.Attribute) and node.func.attr == "cancel":
+                    held = _held(service, module, node.func.value)
+                    self.cancelled |= held
+                    cancelled_in.setdefault(module.function_around(node), set()).update(held)
+            for node in module.of(ast.Await):
+                scope = module.scope_of(node)
+                ended = cancelled_in.get(scope.function, set())
+                self.awaited |= {
+                    held
+                    for held in self._in(module, node.value)
+                    if held in ended or not self._is_of_another(held, scope)
+                }
         for _ in range(2):
             for module in modules:
                 self._follow(module)
+
+    def _is_of_another(self, held: _Holder, scope: Scope) -> bool:
+        """Return whether a task belongs to another object: who awaits it waits for its result."""
+        owner = scope.owner.name if scope.owner else ""
+        return held[0] in self.service.source.classes and held[0] != f"{scope.module.name}.{owner}"
 
     def _in(self, module: Module, node: ast.AST) -> set[_Holder]:
         names = [each for each in ast.walk(node) if isinstance(each, ast.Name | ast.Attribute)]
