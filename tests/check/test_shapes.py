@@ -1216,17 +1216,18 @@ from engine import serve
 app.add_api_route("/x", serve.x, methods=["POST"])
 """,
 )
-case(
-    "IS302 events of another server, passed on",
-    "pass",
-    """
+for source, relayed in {"aiter_raw()": "part", "content": 'part + b"\\n\\n"'}.items():
+    case(
+        f"IS302 events of another server, passed on from {source}",
+        "pass",
+        f"""
 async def events():
     async with client.stream("POST", "http://engine") as response:
-        async for part in response.aiter_raw():
-            yield part
+        async for part in response.{source}:
+            yield {relayed}
 """
-    + CHAT.format(mark=""),
-)
+        + CHAT.format(mark=""),
+    )
 case(
     "IS303 a loop of another stream of the route",
     "pass",

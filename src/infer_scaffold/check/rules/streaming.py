@@ -304,15 +304,19 @@ def _is_framed(stream: _Stream) -> bool:
     )
 
 
-_RELAYED = re.compile(r"\baiter_|\biter_(any|chunk|chunked|lines|raw|bytes)|body_iterator")
+_RELAYED = re.compile(
+    r"\baiter_|\biter_(any|chunk|chunked|lines|raw|bytes)|body_iterator|\.content\b|\bresponse$"
+)
 
 
 def _relays(stream: _Stream) -> bool:
-    """Return whether a stream passes on what another server sends, as it is."""
+    """Return whether a stream passes on what another server sends, line by line or as it is."""
     return any(
         _RELAYED.search(ast.unparse(loop.iter))
         and any(
-            isinstance(each, ast.Yield) and each.value is not None and last(each.value) in names
+            isinstance(each, ast.Yield)
+            and each.value is not None
+            and any(last(part) in names for part in ast.walk(each.value))
             for each in ast.walk(loop)
         )
         for _, loop in _loops(stream.code.functions)
