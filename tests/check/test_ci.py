@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -262,3 +263,14 @@ def test_folders_that_are_not_the_service(name: str, service: Path, run: Run) ->
 
     assert paths(whole.out) == ["main.py"]
     assert paths(asked.out) == ["inner/main.py"]
+
+
+@pytest.mark.parametrize("line", ["x     [", "def f[", 'f"{', "type X[T] =", "@", "x = = 1", "(["])
+def test_a_long_file_that_is_broken_takes_no_time(line: str, service: Path, run: Run) -> None:
+    (service / "app" / "long.py").write_text("import fastapi\n" + f"{line}\n" * 50_000)
+    started = time.process_time()
+
+    outcome = run("check", "app", "--select", "IS702")
+
+    assert outcome.code == 1
+    assert time.process_time() - started < 20

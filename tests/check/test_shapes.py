@@ -1119,6 +1119,43 @@ class Other:
 """,
 )
 case(
+    "IS102 the result of a task that another object awaits is not its end",
+    "fail",
+    """
+class Job:
+    def start(self): self.task = asyncio.create_task(work())  # !
+async def result(job: Job):
+    return await job.task
+""",
+)
+case(
+    "IS102 a task that its maker keeps in a record and awaits",
+    "pass",
+    """
+class Entry:
+    task: asyncio.Task | None = None
+class Registry:
+    def start(self, entry: Entry):
+        entry.task = asyncio.create_task(work())
+    async def close(self, entry: Entry):
+        await asyncio.shield(entry.task)
+""",
+)
+case(
+    "IS102 the task of an object, ended by the lifespan",
+    "pass",
+    """
+class Job:
+    def start(self): self.task = asyncio.create_task(work())
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    job = Job()
+    yield
+    job.task.cancel()
+    await job.task
+""",
+)
+case(
     "IS102 a task in the state of the application",
     "pass",
     """
@@ -1177,6 +1214,71 @@ case(
     """
 from engine import serve
 app.add_api_route("/x", serve.x, methods=["POST"])
+""",
+)
+for source, relayed in {"aiter_raw()": "part", "content": 'part + b"\\n\\n"'}.items():
+    case(
+        f"IS302 events of another server, passed on from {source}",
+        "pass",
+        f"""
+async def events():
+    async with client.stream("POST", "http://engine") as response:
+        async for part in response.{source}:
+            yield {relayed}
+"""
+        + CHAT.format(mark=""),
+    )
+case(
+    "IS303 a loop of another stream of the route",
+    "pass",
+    """
+async def others():
+    for token in model.stream():
+        yield token
+"""
+    + EVENTS
+    + """
+@app.post("/v1/chat/completions")
+async def chat(body: dict):
+    if body:
+        return StreamingResponse(events(), media_type="text/event-stream")
+    return [part async for part in others()]
+""",
+)
+runs(
+    "an attribute of a class that holds what is async",
+    """
+class Engine:
+    async def generate(self, text): ...
+class Shared:
+    engine: Engine = None
+@app.post("/x")
+async def x():
+    made = []
+    first = Shared.engine.generate("x")
+    made.append(first)
+    return made
+""",
+)
+runs(
+    "an executor that is left",
+    """
+@app.post("/x")
+async def x():
+    pool = ThreadPoolExecutor()
+    pool.shutdown(wait=False)
+""",
+)
+case(
+    "IS202 a user is no body",
+    "pass",
+    """
+from typing import Any, Literal
+class Body(BaseModel):
+    kind: Literal["a"] = Field(description="Which.")
+from pydantic import Field
+@app.post("/x")
+async def x(body: Body, user: Any = Depends(user)): ...
 """,
 )
 

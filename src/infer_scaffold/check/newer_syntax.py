@@ -16,24 +16,26 @@ _DEFINITION = re.compile(r"(?:def|class)[ \t]+\w+[ \t]*\[")
 _ALIAS = re.compile(r"(?m)^([ \t]*)type([ \t]+)(\w+)[ \t]*(?=[\[=])")
 _EXCEPT = re.compile(r"(?m)^([ \t]*except\*?) ([\w.]+(?:[ \t]*,[ \t]*[\w.]+)+)[ \t]*:")
 _WORD = re.compile(r"\w+")
-_PARAMETERS = re.compile(r"\w+ +\[")
-_VALUE = re.compile(r"[ \t]*=[^=]")
 _PREFIXES = {"", "r", "b", "u", "f", "t", "br", "rb", "fr", "rf", "tr", "rt"}
 _OPENING, _CLOSING = "([{", ")]}"
 _MOST_PIECES = 2000
+_LONGEST = 10_000  # characters of type parameters
 
 
 def rewritten(text: bytes) -> bytes:
     """Return source with its newer syntax replaced; the same if there is none."""
     source = text.decode(_BYTES)
     source = _EXCEPT.sub(r"\1(\2):", source)
+    # An alias is written as an assignment, and where it has parameters, these are blanked.
+    parameters = {each.end() for each in _ALIAS.finditer(source) if source[each.end()] == "["}
     source = _ALIAS.sub(
         lambda m: f"{m[1]}{m[3]}{' ' * (len(m[0]) - len(m[1]) - len(m[3]))}", source
     )
     changes: dict[int, str] = {}
     at = 0
     while at < len(source):
-        at = _step(source, changes, at)
+        step = _blank if at in parameters else _step
+        at = step(source, changes, at)
     return "".join(changes.get(place, each) for place, each in enumerate(source)).encode(_BYTES)
 
 
@@ -51,27 +53,13 @@ def _step(source: str, out: dict[int, str], at: int) -> int:
             return _blank(source, out, definition.end() - 1)
         word = _WORD.match(source, at)
         after = word.end() if word else at + 1
-        # The parameters of an alias, whose `type` is gone already.
-        alias = _PARAMETERS.match(source, at)
-        if alias and _begins_line(source, at) and _is_alias(source, alias.end() - 1):
-            return _blank(source, out, alias.end() - 1)
         return after
     return at + 1
 
 
-def _begins_line(source: str, at: int) -> bool:
-    return not source[source.rfind("\n", 0, at) + 1 : at].strip()
-
-
-def _is_alias(source: str, bracket: int) -> bool:
-    """Return whether `= value` follows a bracket after which spaces were left by `type`."""
-    end = _bracket_end(source, bracket)
-    return bool(_VALUE.match(source, end)) and source[bracket - 5 : bracket] == (" " * 5)
-
-
 def _bracket_end(source: str, at: int) -> int:
-    depth = 0
-    while at < len(source):
+    depth, stop = 0, min(len(source), at + _LONGEST)
+    while at < stop:
         depth += (source[at] in _OPENING) - (source[at] in _CLOSING)
         at += 1
         if not depth:
@@ -157,6 +145,7 @@ def pieces(text: str) -> Iterator[ast.stmt]:
     ][:_MOST_PIECES]
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         try:
-            yield from ast.parse("\n" * start + "".join(lines[start:end])).body
+            piece = ast.parse("".join(lines[start:end]))
+            yield from ast.increment_lineno(piece, start).body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue

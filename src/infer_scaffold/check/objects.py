@@ -261,6 +261,9 @@ class Objects:
         if isinstance(node.value, ast.Attribute) and node.value.attr == "state":
             return self._of_shared(node.attr)
         owner = self.of(node.value, scope)
+        if not owner:  # of the class itself, as in `Settings.engine`
+            owner = self.source.canonical(scope.module, node.value)
+            owner = owner if owner in self.source.classes else ""
         if owner in self.source.classes:
             return self._member(owner, node.attr)
         if isinstance(node.value, ast.Name) and node.value.id == "state":

@@ -485,10 +485,10 @@ class Service:
         found = {each.node: each for each in functions}
         edge = list(found.values())
         for _ in range(_EVIDENCE_HOPS):
-            if len(found) > _MOST_EVIDENCE:
-                break
             following = []
             for function in edge:
+                if len(found) > _MOST_EVIDENCE:
+                    return list(found.values())
                 for each in self._mentioned(function):
                     if each.node not in found:
                         found[each.node] = each

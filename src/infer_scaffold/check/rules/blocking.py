@@ -174,6 +174,10 @@ CONDITIONAL_METHODS = (
     | {f"threading.{name}": _LOCK for name in ("Lock", "RLock", "Semaphore", "BoundedSemaphore")}
     | {f"multiprocessing.{name}": _LOCK for name in ("Lock", "RLock", "Semaphore")}
     | {f"queue.{name}": _QUEUE for name in ("Queue", "LifoQueue", "PriorityQueue")}
+    | {
+        f"concurrent.futures.{name}": {"shutdown": Waits("wait", 0, _THREAD, unless_false=True)}
+        for name in ("ThreadPoolExecutor", "ProcessPoolExecutor")
+    }
     | {"multiprocessing.Queue": _QUEUE, "multiprocessing.JoinableQueue": _QUEUE}
     | {"queue.SimpleQueue": {"get": _QUEUE["get"]}}
 )
@@ -219,8 +223,8 @@ INSTANCE_CALLS: dict[str, dict[str, str]] = {
     "threading.Condition": {"wait": _THREAD, "wait_for": _THREAD, "acquire": _THREAD},
     "threading.Barrier": {"wait": _THREAD},
     "asyncio.run_coroutine_threadsafe": {"result": _THREAD},
-    "concurrent.futures.ThreadPoolExecutor": {"map": _THREAD, "shutdown": _THREAD},
-    "concurrent.futures.ProcessPoolExecutor": {"map": _THREAD, "shutdown": _THREAD},
+    "concurrent.futures.ThreadPoolExecutor": {"map": _THREAD},
+    "concurrent.futures.ProcessPoolExecutor": {"map": _THREAD},
     "concurrent.futures.Future": {"result": _THREAD},
     "multiprocessing.Pool": dict.fromkeys(("map", "starmap", "apply"), _THREAD),
     "http.client.HTTPConnection": {"request": _SERVER, "getresponse": _SERVER},

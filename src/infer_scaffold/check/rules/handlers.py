@@ -6,11 +6,16 @@ from itertools import pairwise
 
 from infer_scaffold.check.evidence import statuses
 from infer_scaffold.check.judgement import Finding, Profile, Verdict
+from infer_scaffold.check.objects import last
 from infer_scaffold.check.rules._finding import at, graded
 from infer_scaffold.check.service import OPENAI_PATHS, Route, Service
 from infer_scaffold.check.source import Module, body_nodes
 
 _CHAIN_FIX = "End it with `from error`, or `from None` where the cause says nothing."
+
+
+# What FastAPI takes from elsewhere than the body.
+_NO_BODY = {"Depends", "Security", "Query", "Path", "Header", "Cookie"}
 
 
 def pydantic_models(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]:
@@ -22,7 +27,9 @@ def pydantic_models(service: Service, profile: Profile) -> tuple[Verdict, list[F
     # The bodies of a handler that is not known may be described as well.
     findings, elsewhere = [], any(route.function is None for route in routes)
     for route in sorted(routes, key=lambda route: not route.path.endswith(OPENAI_PATHS)):
-        for parameter_function, parameter, _ in service.route_parameters(route):
+        for parameter_function, parameter, default in service.route_parameters(route):
+            if isinstance(default, ast.Call) and last(default.func) in _NO_BODY:
+                continue
             module = parameter_function.module
             models |= dict.fromkeys(service.models_in(module, parameter.annotation))
             elsewhere |= _is_foreign(service, module, parameter.annotation)

@@ -7,7 +7,7 @@ from infer_scaffold.check.judgement import Finding, Profile, Verdict
 from infer_scaffold.check.objects import last
 from infer_scaffold.check.rules._finding import at
 from infer_scaffold.check.service import Service, argument
-from infer_scaffold.check.source import Definition, Module, body_nodes
+from infer_scaffold.check.source import Definition, Module, Scope, body_nodes
 
 _LIFESPAN_FIX = "Pass FastAPI a lifespan that starts what runs before its yield and stops it after."
 _TASK_FIX = "Keep the task, and at shutdown cancel it and await it with CancelledError suppressed."
@@ -100,7 +100,8 @@ def background_tasks(service: Service, profile: Profile) -> tuple[Verdict, list[
     for module, call in made:
         holders = _holders(service, module, call)
         # None: awaited on the spot, returned, or passed to another function.
-        if holders is None or (ended and holders & ended.awaited):
+        creator = _class_of(module.scope_of(call))
+        if holders is None or (ended and ended.are_awaited(holders, creator)):
             good += 1
         elif ended and holders & ended.cancelled:
             bad.append(at(module, call, "The task is cancelled and never awaited.", _TASK_FIX))
@@ -184,6 +185,11 @@ def _held(service: Service, module: Module, node: ast.AST) -> set[_Holder]:
 _COLLECTS = ("append", "add", "appendleft")
 
 
+def _class_of(scope: Scope) -> str:
+    """The dotted name of the class around a scope; outside of one, that of the module."""
+    return f"{scope.module.name}.{scope.owner.name}" if scope.owner else scope.module.name
+
+
 class _Ended:
     """What is cancelled, and what is awaited, loops over collections included."""
 
@@ -191,15 +197,35 @@ class _Ended:
         self.service = service
         self.cancelled: set[_Holder] = set()
         self.awaited: set[_Holder] = set()
+        self.awaited_by: dict[_Holder, set[str]] = {}
         for module in service.source.modules:
-            for node in module.of(ast.Call, ast.Await):
-                if isinstance(node, ast.Await):
-                    self.awaited |= self._in(module, node.value)
-                elif isinstance(node.func, ast.Attribute) and node.func.attr == "cancel":
-                    self.cancelled |= _held(service, module, node.func.value)
+            cancelled_in: dict[ast.AST | None, set[_Holder]] = {}
+            for node in module.of(ast.Call):
+                if isinstance(node.func, ast.Attribute) and node.func.attr == "cancel":
+                    held = _held(service, module, node.func.value)
+                    self.cancelled |= held
+                    cancelled_in.setdefault(module.function_around(node), set()).update(held)
+            for node in module.of(ast.Await):
+                scope = module.scope_of(node)
+                ended = cancelled_in.get(scope.function, set())
+                for each in self._in(module, node.value):
+                    if each in ended or not self._is_of_another(each, scope):
+                        self.awaited.add(each)
+                    else:
+                        self.awaited_by.setdefault(each, set()).add(_class_of(scope))
         for _ in range(2):
             for module in modules:
                 self._follow(module)
+
+    def _is_of_another(self, held: _Holder, scope: Scope) -> bool:
+        """Return whether a task belongs to another object: who awaits it waits for its result."""
+        return held[0] in self.service.source.classes and held[0] != _class_of(scope)
+
+    def are_awaited(self, holders: set[_Holder], creator: str) -> bool:
+        """Return whether what holds a task is awaited for its end, or by the class that made it."""
+        return bool(holders & self.awaited) or any(
+            creator in self.awaited_by.get(held, ()) for held in holders
+        )
 
     def _in(self, module: Module, node: ast.AST) -> set[_Holder]:
         names = [each for each in ast.walk(node) if isinstance(each, ast.Name | ast.Attribute)]

@@ -182,8 +182,8 @@ def framing(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]
         return Verdict.NA, []
     # Where chat is streamed, its clients are those that wait for the end.
     chats = [each for each in streams if each.is_chat] or streams
-    framed = [each for each in streams if not _is_framed(each)]
-    done = [each for each in chats if not _is_ended(each)]
+    framed = [each for each in streams if not _is_framed(each) and not _relays(each)]
+    done = [each for each in chats if not _is_ended(each) and not _relays(each)]
     if len(chats) > len(done) and not chats[0].is_chat:
         done = []
     dumped = [each for each in chats if not _is_dumped(each)]
@@ -304,6 +304,27 @@ def _is_framed(stream: _Stream) -> bool:
     )
 
 
+_RELAYED = re.compile(
+    r"\baiter_|\biter_(any|chunk|chunked|lines|raw|bytes)|body_iterator|\.content\b|\bresponse$"
+)
+
+
+def _relays(stream: _Stream) -> bool:
+    """Return whether a stream passes on what another server sends, line by line or as it is."""
+    return any(
+        _RELAYED.search(ast.unparse(loop.iter))
+        and any(
+            isinstance(each, ast.Yield)
+            and each.value is not None
+            and any(last(part) in names for part in ast.walk(each.value))
+            for each in ast.walk(loop)
+        )
+        for _, loop in _loops(stream.code.functions)
+        if isinstance(loop, ast.AsyncFor)
+        for names in [{last(loop.target)}]
+    )
+
+
 def _is_dumped(stream: _Stream) -> bool:
     return stream.by_framework or any(
         last(call.func) in ("model_dump_json", "to_json") for _, call in stream.code.calls
@@ -320,8 +341,10 @@ def event_loop_yield(service: Service, profile: Profile) -> tuple[Verdict, list[
         return (Verdict.PASS if _streams(service) else Verdict.NA), []
     bad = []
     for stream in streams:
-        loops = list(_loops(stream.code))
-        if profile is Profile.STRICT:
+        strict = profile is Profile.STRICT
+        functions = stream.code.functions if strict else _feeding(service, stream)
+        loops = list(_loops(functions))
+        if strict:
             turned = any(_has_turn(function.module, loop) for function, loop in loops)
         else:
             turned = all(
@@ -340,12 +363,36 @@ def event_loop_yield(service: Service, profile: Profile) -> tuple[Verdict, list[
     return (Verdict.FAIL if len(bad) == len(streams) else Verdict.PARTIAL), findings
 
 
+def _feeding(service: Service, stream: _Stream) -> list[Function]:
+    """The functions that run while a stream is sent: those that its content calls."""
+    module, node = stream.place
+    content = argument(node, 0, "content") if isinstance(node, ast.Call) else None
+    if content is None:
+        return stream.code.functions
+    found: dict[ast.AST, Function] = {}
+    pending, seen = [content], set[ast.AST]()
+    while pending:
+        each = pending.pop()
+        scope = module.scope_of(each)
+        for part in ast.walk(each):
+            if part in seen:
+                continue
+            seen.add(part)
+            if isinstance(part, ast.Call):
+                callee = service.objects.function(part.func, scope)
+                if callee is not None:
+                    found |= {one.node: one for one in service.reached(callee)}
+            elif isinstance(part, ast.Name) and (bound := service.objects.binds(part.id, scope)):
+                pending += service.objects.bindings(bound.node).values.get(part.id, [])
+    return list(found.values()) or stream.code.functions
+
+
 _Loop = ast.AsyncFor | ast.For | ast.While
 
 
-def _loops(code: Evidence) -> Iterator[tuple[Function, _Loop]]:
+def _loops(functions: list[Function]) -> Iterator[tuple[Function, _Loop]]:
     """The loops of generators that run on the event loop, in which they yield."""
-    for function in code.functions:
+    for function in functions:
         if function.is_async and function.is_generator:
             for node in function.body:
                 if isinstance(node, _Loop) and any(
