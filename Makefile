@@ -8,7 +8,7 @@ CHROMIUM ?= /usr/bin/chromium
 export CHROMIUM
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: test lint examples docs demo speed bench release clean
+.PHONY: test lint examples models docs demo speed bench release clean
 
 test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM)
 	$(BIN)/pytest -n 2 --dist worksteal
@@ -21,6 +21,12 @@ lint: $(INSTALLED)
 examples: $(INSTALLED)
 	$(BIN)/python -m tests.examples
 	$(BIN)/python -m tests.reference
+
+# docs/models.md, from the tests of model families and chat templates. Takes minutes.
+models: $(INSTALLED)
+	TEMPLATES_JSON=.templates.json $(BIN)/pytest -n 2 tests/families --families-json .families.json
+	$(BIN)/python -m tests.families.page .families.json .templates.json
+	rm .families.json .templates.json
 
 # The documentation as a site, into site/.
 docs: $(INSTALLED)

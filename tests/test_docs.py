@@ -137,10 +137,9 @@ def test_the_settings_of_check(folder: Path) -> None:
         Profile.STRICT,
         frozenset({"IS101", "IS102", "IS201", "IS203"}),
         ("/scripts/",),
+        config.FailOn.HIGH,
     )
-    assert tomllib.loads(table)["tool"]["infer-scaffold"].keys() == {
-        *("profile", "select", "ignore", "exclude")
-    }
+    assert tomllib.loads(table)["tool"]["infer-scaffold"].keys() == set(config.SETTINGS)
 
 
 def test_every_module_of_the_tool_is_explained() -> None:

@@ -69,9 +69,11 @@ def save(
     return folder
 
 
-def build_chat_model(folder: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> Path:
+def build_chat_model(
+    folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, seed: int = 0
+) -> Path:
     """A Llama, which is batched."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=max(300, len(tokenizer or ())),
         hidden_size=32,

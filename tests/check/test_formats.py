@@ -105,7 +105,7 @@ def test_github(service: Path, run: Run) -> None:
         "::error file=a service/main.py,line=10,col=26,title=IS201 Async route handlers"
         "::`time.sleep` sleeps on the event loop."
     )
-    assert lines[1].startswith("::warning file=a service/main.py,line=9,col=1,title=IS701 ")
+    assert lines[1].startswith("::warning file=a service/main.py,line=5,col=7,title=IS701 ")
     assert lines[2].startswith("::error file=a service/newer.py,line=2,title=Not judged::")
     assert lines[3] == "0 of 2 patterns are followed."
 

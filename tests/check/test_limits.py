@@ -68,20 +68,6 @@ app = FastAPI(lifespan=lifespan)
 )
 limit(
     "IS102",
-    "that is awaited in one function covers a variable",
-    "pass",
-    """
-async def other():
-    task = asyncio.create_task(work())
-    await task
-@contextlib.asynccontextmanager
-async def lifespan(app):
-    task = asyncio.create_task(work())
-    yield
-""",
-)
-limit(
-    "IS102",
     "Threads, processes",
     "n/a",
     """
@@ -101,108 +87,6 @@ async def lifespan(app):
     yield
     task.cancel()
     await task
-""",
-)
-limit(
-    "IS201",
-    "middleware",
-    "pass",
-    """
-@app.middleware("http")
-async def authorize(request, call_next):
-    requests.get("http://auth")
-    return await call_next(request)
-@app.get("/")
-async def root(): return 1
-""",
-)
-limit(
-    "IS201",
-    "WebSocket handlers",
-    "pass",
-    """
-@app.websocket("/ws")
-async def talk(websocket):
-    time.sleep(1)
-@app.get("/")
-async def root(): return 1
-""",
-)
-limit(
-    "IS201",
-    "background tasks",
-    "pass",
-    """
-async def watch():
-    while True: time.sleep(1)
-@app.get("/")
-async def root(): return 1
-""",
-)
-limit(
-    "IS201",
-    "more than two functions away",
-    "pass",
-    """
-def first(): second()
-def second(): third()
-def third(): requests.get("http://far")
-@app.get("/")
-async def root(): first()
-""",
-)
-limit(
-    "IS201",
-    "`lock.acquire()`, `future.result()`, `Path.open()`, most of `os`",
-    "pass",
-    """
-import os
-from pathlib import Path
-lock = threading.Lock()
-@app.get("/")
-async def root():
-    lock.acquire()
-    pool.submit(work).result()
-    os.listdir(".")
-    return Path("x").open()
-""",
-)
-limit(
-    "IS201",
-    "Models under other names",
-    "pass",
-    """
-@app.get("/")
-async def root():
-    return app.worker.generate("x")
-""",
-)
-limit(
-    "IS201",
-    "Routes that are registered as bound methods",
-    "pass",
-    """
-class API:
-    def __init__(self):
-        self.router = APIRouter()
-        self.router.add_api_route("/slow", self.slow)
-    async def slow(self): time.sleep(1)
-@app.get("/")
-async def root(): return 1
-app.include_router(API().router)
-""",
-)
-limit(
-    "IS201",
-    "`results = engine.generate(prompt)`",
-    "fail",
-    """
-@app.post("/")
-async def root(prompt: str):
-    results = engine.generate(prompt)
-    async def events():
-        async for each in results: yield each
-    return StreamingResponse(events())
 """,
 )
 limit(
@@ -233,31 +117,6 @@ async def root(body: dict):
     raise HTTPException(500, "your request is wrong")
 """,
 )
-limit(
-    "IS203",
-    "`HTTPStatus.NOT_FOUND`",
-    "fail",
-    """
-from http import HTTPStatus
-@app.post("/")
-async def root(body: dict):
-    if body: raise HTTPException(status_code=HTTPStatus.BAD_REQUEST)
-    raise HTTPException(status_code=HTTPStatus.NOT_FOUND)
-""",
-)
-limit(
-    "IS203",
-    "the class has another name than `HTTPException`",
-    "pass",
-    """
-class NoSuchPage(HTTPException): ...
-@app.post("/")
-async def root(body: dict):
-    if body: raise HTTPException(400)
-    try: work()
-    except KeyError: raise NoSuchPage(404)
-""",
-)
 limit("IS301", "The values of the headers", "pass", STREAM)
 limit(
     "IS301",
@@ -268,50 +127,6 @@ limit(
 async def root():
     kind = "text/" + "event-stream"
     return StreamingResponse(events(), media_type=kind)
-""",
-)
-limit(
-    "IS302",
-    "in a client of another service",
-    "pass",
-    STREAM
-    + """
-def read(line, chunk: BaseModel):
-    if line != "[DONE]": chunk.model_dump_json()
-""",
-)
-limit(
-    "IS303",
-    "one in a background task, too",
-    "pass",
-    STREAM
-    + """
-async def poll():
-    while True: await asyncio.sleep(0.01)
-""",
-)
-limit("IS303", "streams that wait for each token anyway", "fail", STREAM)
-limit(
-    "IS401",
-    "for a prompt as well",
-    "pass",
-    """
-@app.post("/chat")
-async def chat(body: dict):
-    if len(body["text"]) > body["max_tokens"]: raise HTTPException(413)
-@app.post("/files")
-async def upload(file: UploadFile): return len(await file.read())
-""",
-)
-limit(
-    "IS401",
-    "`request.form()`, `request.body()`",
-    "n/a",
-    """
-@app.post("/files")
-async def upload(request: Request):
-    form = await request.form()
-    return len(await request.body()) + len(await form["file"].read())
 """,
 )
 limit(
@@ -338,41 +153,11 @@ async def draw(file: UploadFile, size: int = 1): ...
 )
 limit(
     "IS501",
-    "even if it only calls another service with it",
-    "pass",
-    """
-import openai
-@app.post("/v1/chat/completions")
-async def chat(body: dict): return {"text": "hi"}
-""",
-)
-limit(
-    "IS501",
-    "somewhere in the service",
-    "pass",
-    """
-SETTINGS = {"object": 1, "id": 2, "created": 3, "model": 4}
-@app.post("/v1/chat/completions")
-async def chat(body: dict): return {"text": "hi"}
-""",
-)
-limit(
-    "IS501",
     "does not apply (n/a)",
     "n/a",
     """
 @app.post("/generate")
 async def generate(body: dict): return {"text": "hi"}
-""",
-)
-limit(
-    "IS502",
-    "any import of the openai package counts",
-    "pass",
-    """
-import openai
-@app.post("/v1/chat/completions")
-async def chat(body: dict): return {"text": "hi"}
 """,
 )
 limit(
@@ -398,21 +183,162 @@ async def health(): return {"device": "?", "models": 0, "time": 0, "pid": 1}
 """,
 )
 limit(
-    "IS701",
-    "A service with `/health/live` alone is reported",
-    "fail",
-    """
-@app.get("/health/live")
-async def live(): return {"device": "?", "models": 0, "time": 0, "pid": 1}
-""",
-)
-limit(
     "IS702",
     "contains `data` or `list` passes",
     "pass",
     """
 @app.get("/admin/models")
 async def models(): return {"data": 1}
+""",
+)
+limit(
+    "IS102",
+    "an attribute of such an object counts for the same attribute of any other",
+    "pass",
+    """
+async def start(one, other):
+    one.task = asyncio.create_task(work())
+    other.task.cancel()
+    await other.task
+""",
+)
+limit(
+    "IS201",
+    "more than four functions away",
+    "pass",
+    """
+def first(): second()
+def second(): third()
+def third(): fourth()
+def fourth(): fifth()
+def fifth(): requests.get("http://far")
+@app.get("/")
+async def root(): first()
+""",
+)
+limit(
+    "IS201",
+    "those of an untyped container",
+    "pass",
+    """
+class Engine:
+    def run(self): time.sleep(1)
+engines = {}
+engines["a"] = Engine()
+@app.get("/")
+async def root(): engines["a"].run()
+""",
+)
+limit(
+    "IS201",
+    "Plain computation, and `with lock:`",
+    "pass",
+    """
+lock = threading.Lock()
+@app.get("/")
+async def root():
+    with lock:
+        return sum(range(1_000_000_000))
+""",
+)
+limit(
+    "IS201",
+    "`open()` of one line from `/proc` is reported as well",
+    "fail",
+    """
+@app.get("/")
+async def root(): return open("/proc/uptime").read()
+""",
+)
+limit(
+    "IS203",
+    "as in `raise not_found(name)`",
+    "pass",
+    """
+def not_found(name): return HTTPException(404, name)
+@app.post("/")
+async def root(body: dict):
+    if body: raise HTTPException(400)
+    try: work()
+    except KeyError: raise not_found("x")
+""",
+)
+limit(
+    "IS302",
+    "Which of several streams of one route",
+    "pass",
+    """
+@app.post("/v1/chat/completions")
+async def chat(body: dict):
+    async def first():
+        yield f"data: {chunk.model_dump_json()}\\n\\n"
+    async def second():
+        yield "data: [DONE]\\n\\n"
+    events = first() if body else second()
+    return StreamingResponse(events, media_type="text/event-stream")
+""",
+)
+limit(
+    "IS302",
+    "Streams that another package makes",
+    "n/a",
+    """
+@app.post("/v1/chat/completions")
+async def chat(body: dict):
+    return StreamingResponse(engine.stream(body), media_type="text/event-stream")
+""",
+)
+limit("IS303", "A turn that is given in a function of another package", "fail", STREAM)
+limit(
+    "IS401",
+    "Which size is compared",
+    "pass",
+    """
+@app.post("/files")
+async def upload(file: UploadFile, prompt: str):
+    if len(prompt) > MAX_PROMPT: raise HTTPException(413)
+    return len(await file.read())
+""",
+)
+limit(
+    "IS401",
+    "A body that the route reads with `request.stream()`",
+    "n/a",
+    """
+@app.post("/files")
+async def upload(request: Request):
+    return b"".join([part async for part in request.stream()])
+""",
+)
+limit(
+    "IS501",
+    "each of the fields has to occur",
+    "pass",
+    """
+SETTINGS = {"object": 1, "id": 2, "created": 3, "model": 4}
+@app.post("/v1/chat/completions")
+async def chat(body: dict): return {"text": SETTINGS}
+""",
+)
+limit(
+    "IS501",
+    "they are not judged",
+    "n/a",
+    """
+@app.post("/v1/chat/completions")
+async def chat(body: dict): return await engine.chat(body)
+""",
+)
+limit(
+    "IS502",
+    "one of the openai package in the code of one route",
+    "pass",
+    """
+from openai.types import CompletionUsage
+@app.post("/v1/chat/completions")
+async def chat(body: dict): return CompletionUsage()
+@app.post("/v1/embeddings")
+async def embed(body: dict): return {}
 """,
 )
 

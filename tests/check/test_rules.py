@@ -21,6 +21,8 @@ import asyncio, contextlib
 
 app = FastAPI()
 """
+# Where findings about the service as a whole are.
+MARKED = APP.replace("FastAPI()", "FastAPI()  # !")
 CASES: list[tuple[str, str, str]] = []
 
 
@@ -493,12 +495,12 @@ class Base(pydantic.BaseModel):
 case(
     "IS203 no status of 4xx",
     "fail",
-    APP + '@app.get("/x")\nasync def x():  # !\n    raise HTTPException(status_code=500)\n',
+    MARKED + '@app.get("/x")\nasync def x():\n    raise HTTPException(status_code=500)\n',
 )
 case(
     "IS203 one status for everything",
     "partial",
-    APP + '@app.get("/x/{id}")\nasync def x(id):  # !\n    raise HTTPException(400)\n',
+    MARKED + '@app.get("/x/{id}")\nasync def x(id):\n    raise HTTPException(400)\n',
 )
 case(
     "IS203 a cause that is lost",
@@ -856,30 +858,35 @@ case(
     + APP
     + '@app.post("/v1/embeddings")\nasync def x():  # !\n    return {"data": []}\n',
 )
-for statement in (
-    "from openai.types import CreateEmbeddingResponse",
-    "import openai.types as ot",
-    "from openai import types",
-):
+for statement, name in {
+    "from openai.types import CreateEmbeddingResponse": "CreateEmbeddingResponse",
+    "import openai.types as ot": "ot.CreateEmbeddingResponse",
+    "from openai import types": "types.CreateEmbeddingResponse",
+}.items():
     case(
         f"IS502 {statement}",
         "pass",
-        statement + "\n" + APP + '@app.post("/v1/embeddings")\nasync def x(): ...\n',
+        f'{statement}\n{APP}@app.post("/v1/embeddings")\nasync def x() -> {name}: ...\n',
+    )
+    case(
+        f"IS502 {statement}, which the route does not use",
+        "fail",
+        f'{statement}\n{APP}@app.post("/v1/embeddings")\nasync def x(): ...  # !\n',
     )
 case(
     "IS601 all on the application",
     "fail",
-    APP + '@app.get("/x")\nasync def x(): ...  # !\n@app.get("/y")\nasync def y(): ...\n',
+    MARKED + '@app.get("/x")\nasync def x(): ...\n@app.get("/y")\nasync def y(): ...\n',
 )
 case(
     "IS601 half on the application",
     "partial",
-    APP
+    MARKED
     + """
 router = APIRouter()
 app.include_router(router)
 @app.get("/x")
-async def x(): ...  # !
+async def x(): ...
 @app.get("/y")
 async def y(): ...
 @router.get("/z")
@@ -917,14 +924,14 @@ case(
 from fastapi import FastAPI
 def register_routes(server):
     @server.get("/x")
-    async def x(): ...  # !
+    async def x(): ...
 def create():
-    server = FastAPI()
+    server = FastAPI()  # !
     register_routes(server)
     return server
 """,
 )
-case("IS701 none", "fail", APP + '@app.get("/x")\nasync def x(): ...  # !\n')
+case("IS701 none", "fail", MARKED + '@app.get("/x")\nasync def x(): ...\n')
 case(
     "IS701 that says nothing",
     "partial",
@@ -957,7 +964,7 @@ def describe() -> State:
 case(
     "IS702 none",
     "fail",
-    APP + '@app.post("/v1/embeddings")\nasync def x(): ...  # !\n',
+    MARKED + '@app.post("/v1/embeddings")\nasync def x(): ...\n',
 )
 case(
     "IS702 another form",

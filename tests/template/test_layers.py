@@ -12,7 +12,7 @@ from infer_scaffold.project import generate, template
 from infer_scaffold.project.questions import PRESETS
 
 LAYERS = [["chat", "embeddings", "files"], ["engine"], ["models"], ["http"]]
-SHARED = ["threads", "background", "deadline"]
+SHARED = ["metrics", "threads", "background", "deadline"]
 """Modules beside the folders of serving/"""
 READ_SETTINGS = ["chat", "embeddings"]
 
@@ -66,7 +66,8 @@ def test_one_module_reads_private_attributes(package: Path) -> None:
     for module in (package / "serving").rglob("*.py"):
         for node in ast.walk(ast.parse(module.read_text())):
             if isinstance(node, ast.Attribute) and re.match("_(?!replace)[a-z]", node.attr):
-                if ast.unparse(node.value).split(".")[0] not in ("self", "cls"):
+                # torch registers operators under names that may begin with an underscore.
+                if not re.match(r"(self|cls)\b|torch\.ops\.", ast.unparse(node.value)):
                     found.append(f"{module.stem}: {ast.unparse(node)}")
     assert found
     assert [each for each in found if not each.startswith("transformers_private: ")] == []
@@ -121,4 +122,4 @@ def test_docstrings_name_the_thing_first(package: Path) -> None:
 def test_few_files_have_a_condition() -> None:
     entries = yaml.safe_load((template.root() / "copier.yml").read_text())["_exclude"]
     lines = [line for entry in entries if "{%" in entry for line in entry.splitlines()]
-    assert 0 < len([line for line in lines if not line.strip().startswith("{%")]) < 28
+    assert 0 < len([line for line in lines if not line.strip().startswith("{%")]) < 30

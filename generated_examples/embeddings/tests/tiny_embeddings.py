@@ -42,9 +42,9 @@ def make_config(**changes: Any) -> BertConfig:
     return BertConfig(**sizes | changes)
 
 
-def build_rerank_model(folder: Path, labels: int = 1) -> Path:
+def build_rerank_model(folder: Path, labels: int = 1, seed: int = 0) -> Path:
     """A cross-encoder of the same size, as transformers saves it."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     # The larger the weights are at first, the more the scores differ.
     config = make_config(num_labels=labels, initializer_range=0.5)
     BertForSequenceClassification(config).save_pretrained(folder)
@@ -52,8 +52,10 @@ def build_rerank_model(folder: Path, labels: int = 1) -> Path:
     return folder
 
 
-def build_embeddings_model(folder: Path, mode: str = "mean", normalize: bool = True) -> Path:
-    torch.manual_seed(0)
+def build_embeddings_model(
+    folder: Path, mode: str = "mean", normalize: bool = True, seed: int = 0
+) -> Path:
+    torch.manual_seed(seed)
     config = make_config()
     BertModel(config).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)

@@ -4,13 +4,14 @@
 baseline is a file with the findings at the time it was written: later ones are reported.
 """
 
+import contextlib
 import io
 import json
 import os
 import re
 import tokenize
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +38,15 @@ def known(code: str, finding: Finding, line: str) -> Known:
 
 
 def ignored(content: bytes) -> dict[int, frozenset[str]]:
-    """Return the codes that comments of a file accept, by line.
+    """Return the codes that comments of a file accept, by line; after an error, none.
 
-    The file has to parse, and to be in UTF-8, whatever a coding line says.
+    The file has to be in UTF-8, whatever a coding line says.
     """
     if b"infer-scaffold:" not in content:
         return {}
     found: dict[int, frozenset[str]] = {}
     text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8")
-    for token in tokenize.generate_tokens(text.readline):
+    for token in _tokens(text):
         match = _COMMENT.search(token.string) if token.type == tokenize.COMMENT else None
         if match:
             codes = frozenset(each.strip().upper() for each in match[1].split(","))
@@ -53,6 +54,11 @@ def ignored(content: bytes) -> dict[int, frozenset[str]]:
             line = token.start[0] + alone
             found[line] = found.get(line, frozenset()) | codes
     return found
+
+
+def _tokens(text: io.TextIOWrapper) -> Iterator[tokenize.TokenInfo]:
+    with contextlib.suppress(tokenize.TokenError, SyntaxError):
+        yield from tokenize.generate_tokens(text.readline)
 
 
 def read_baseline(folder: Path) -> Counter[Known]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from infer_scaffold.check import accepted
+from infer_scaffold.check.changed import Changed
 from infer_scaffold.check.config import Config
 from infer_scaffold.check.judgement import Finding, Judgement, Verdict
 from infer_scaffold.check.rules import RULES
@@ -38,6 +39,8 @@ class Report:
     ignored: int = 0
     baselined: int = 0
     stale: int = 0
+    elsewhere: int = 0
+    """The number of findings outside of the lines that are asked for."""
 
     @property
     def failing(self) -> list[Judgement]:
@@ -76,6 +79,17 @@ def check(path: Path, config: Config = Config()) -> Report:  # noqa: B008
     return dataclasses.replace(
         report, judgements=judgements, baselined=before - left.total(), stale=stale
     )
+
+
+def on_lines(report: Report, changed: Changed) -> Report:
+    """Return a report with the findings on lines that have changed alone."""
+    judgements = [
+        _with(each, [found for found in each.findings if changed.has(found.path, found.line)])
+        for each in report.judgements
+    ]
+    kept = sum(len(each.findings) for each in judgements)
+    found = sum(len(each.findings) for each in report.judgements)
+    return dataclasses.replace(report, judgements=judgements, elsewhere=found - kept)
 
 
 def _without(

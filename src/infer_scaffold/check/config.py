@@ -4,12 +4,28 @@ import os
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from infer_scaffold.check.judgement import Profile
-from infer_scaffold.checklist import BY_CODE, matching
+from infer_scaffold.checklist import BY_CODE, Severity, matching
 from infer_scaffold.errors import UserError
 from infer_scaffold.reading import Unreadable, content, reason
+
+SETTINGS = ("profile", "select", "ignore", "exclude", "fail-on")
+
+
+class FailOn(StrEnum):
+    """The least severity of an unmet pattern that makes a check fail."""
+
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+    def concerns(self, severity: Severity) -> bool:
+        """Return whether a pattern of a severity makes a check fail."""
+        order = list(FailOn)
+        return order.index(FailOn(severity.lower())) <= order.index(self)
 
 
 @dataclass(frozen=True)
@@ -19,6 +35,7 @@ class Config:
     profile: Profile = Profile.DEFAULT
     codes: frozenset[str] = frozenset(BY_CODE)
     exclude: tuple[str, ...] = ()
+    fail_on: FailOn = FailOn.LOW
 
 
 def load(
@@ -27,6 +44,7 @@ def load(
     profile: Profile | None = None,
     select: Iterable[str] | None = None,
     ignore: Iterable[str] | None = None,
+    fail_on: FailOn | None = None,
 ) -> Config:
     """Read the configuration for a folder; arguments override the file.
 
@@ -36,17 +54,15 @@ def load(
     file = _nearest(path)
     table = _table(file) if file else {}
     where = f"{file} [tool.infer-scaffold]"
-    unknown = table.keys() - {"profile", "select", "ignore", "exclude"}
+    unknown = table.keys() - SETTINGS
     if unknown:
         raise UserError(
-            f"{where}: there is no setting {min(unknown)!r}; "
-            "choose from profile, select, ignore, exclude."
+            f"{where}: there is no setting {min(unknown)!r}; choose from {', '.join(SETTINGS)}."
         )
     if profile is None:
-        named = table.get("profile", Profile.DEFAULT)
-        if not isinstance(named, str) or named not in list(Profile):
-            raise UserError(f"{where} profile: choose from {', '.join(Profile)}.")
-        profile = Profile(named)
+        profile = Profile(_choice(table, "profile", Profile.DEFAULT, where))
+    if fail_on is None:
+        fail_on = FailOn(_choice(table, "fail-on", FailOn.LOW, where))
     codes = matching(
         _texts(table, "select", where) if select is None else select,
         _texts(table, "ignore", where) if ignore is None else ignore,
@@ -55,7 +71,14 @@ def load(
             f"{where} ignore" if ignore is None else "--ignore",
         ),
     )
-    return Config(profile, codes, tuple(_texts(table, "exclude", where)))
+    return Config(profile, codes, tuple(_texts(table, "exclude", where)), fail_on)
+
+
+def _choice(table: dict[str, object], setting: str, default: StrEnum, where: str) -> str:
+    named = table.get(setting, default)
+    if not isinstance(named, str) or named not in list(type(default)):
+        raise UserError(f"{where} {setting}: choose from {', '.join(type(default))}.")
+    return named
 
 
 def _nearest(path: Path) -> Path | None:

@@ -21,11 +21,12 @@ def to_text(report: Report, root: Path) -> str:
     """Return the findings with their source lines, one line a pattern, and the score."""
     lines = []
     for judgement in report.unmet:
-        for finding in judgement.findings:
+        for first, *others in _equal(judgement.findings):
             lines += [
-                _place(finding, judgement, root),
-                f"    | {shortened(report.lines[finding.path, finding.line].strip(), _LINE)}",
-                f"    {visible(finding.fix)}",
+                _place(first, judgement, root),
+                f"    | {shortened(report.lines[first.path, first.line].strip(), _LINE)}",
+                f"    {visible(first.fix)}",
+                *_further(others, root),
                 "",
             ]
     for judgement in report.judgements:
@@ -35,18 +36,52 @@ def to_text(report: Report, root: Path) -> str:
     return "\n".join([*lines, "", _score(report)])
 
 
+def _equal(findings: list[Finding]) -> list[list[Finding]]:
+    """The findings that say the same, together, in the order of the first of each."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.message, finding.fix), []).append(finding)
+    return list(groups.values())
+
+
+def _further(findings: list[Finding], root: Path) -> list[str]:
+    """A line with the number of further places, and one with the lines of each file."""
+    files: dict[str, list[str]] = {}
+    for finding in findings:
+        lines = files.setdefault(visible(shown(finding.path, root)), [])
+        lines.append(str(finding.line))
+    if not files:
+        return []
+    places = [f"      {file}:{', '.join(lines)}" for file, lines in files.items()]
+    return [f"    The same at {len(findings)} further places:", *places]
+
+
 def _score(report: Report) -> str:
     judged = [each for each in report.judgements if each.verdict is not Verdict.NA]
     followed = sum(each.verdict is Verdict.PASS for each in judged)
     score = f"{followed} of {len(judged)} patterns are followed."
     accepted = [(report.ignored, "ignored by a comment"), (report.baselined, "in the baseline")]
+    elsewhere = f" {report.elsewhere} findings are on lines that have not changed."
     told = [f"{number} {where}" for number, where in accepted if number]
-    return f"{score} Accepted findings: {', '.join(told)}." if told else score
+    score += f" Accepted findings: {', '.join(told)}." if told else ""
+    return score + (elsewhere if report.elsewhere else "")
 
 
 def _place(finding: Finding, judgement: Judgement, root: Path) -> str:
     place = f"{visible(shown(finding.path, root))}:{finding.line}:{finding.column}"
     return f"{typer.style(place, bold=True)}: {judgement.pattern.code} {visible(finding.message)}"
+
+
+def in_repository(path: Path, root: Path) -> str:
+    """Return the path of a file as seen from the top of its repository, if it is in one.
+
+    Code scanning and annotations of changes name files so, wherever the command runs.
+    """
+    here = Path(os.path.abspath(root / path))
+    for folder in Path(os.path.abspath(root) + "/x").parents:
+        if os.path.lexists(folder / ".git"):
+            return str(here.relative_to(folder))
+    return shown(path, root)
 
 
 def shown(path: Path, root: Path) -> str:
@@ -103,7 +138,8 @@ def to_github(report: Report, root: Path) -> str:
     https://docs.github.com/actions/reference/workflow-commands-for-github-actions
     """
     lines = [
-        f"::{_ANNOTATIONS[each.pattern.severity]} file={_property(shown(finding.path, root))},"
+        f"::{_ANNOTATIONS[each.pattern.severity]} "
+        f"file={_property(in_repository(finding.path, root))},"
         f"line={finding.line},col={finding.column},"
         f"title={_property(f'{each.pattern.code} {each.pattern.title}')}"
         f"::{_data(f'{finding.message} {finding.fix}')}"
@@ -111,7 +147,7 @@ def to_github(report: Report, root: Path) -> str:
         for finding in each.findings
     ]
     lines += [
-        f"::error file={_property(shown(path, root))},line={line},title=Not judged"
+        f"::error file={_property(in_repository(path, root))},line={line},title=Not judged"
         f"::{_data(f'The file could not be read: {reason}')}"
         for path, line, reason in report.unparsed
     ]

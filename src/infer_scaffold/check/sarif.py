@@ -14,7 +14,7 @@ from urllib.parse import quote
 from infer_scaffold import __version__
 from infer_scaffold.check import accepted
 from infer_scaffold.check.checker import Report
-from infer_scaffold.check.formats import shown
+from infer_scaffold.check.formats import in_repository
 from infer_scaffold.check.judgement import Finding, Judgement
 from infer_scaffold.checklist import PAGES, Pattern, Severity
 
@@ -24,7 +24,7 @@ _LEVELS = {Severity.HIGH: "error", Severity.MEDIUM: "warning", Severity.LOW: "no
 def to_sarif(report: Report, root: Path) -> str:
     """Return a log with one run: a rule for each pattern, and a result for each finding.
 
-    Paths are relative to where the command runs, which in CI is the top of the repository.
+    Paths are relative to the top of the repository, or else to where the command runs.
     """
     rules = [_rule(each.pattern) for each in report.judgements]
     seen: Counter[str] = Counter()
@@ -113,7 +113,7 @@ def _result(
 
 
 def _location(path: Path, root: Path) -> dict[str, Any]:
-    place = Path(shown(path, root))
+    place = Path(in_repository(path, root))
     uri = place.as_uri() if place.is_absolute() else quote(os.fsencode(place.as_posix()))
     return {"artifactLocation": {"uri": uri}}
 

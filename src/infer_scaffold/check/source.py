@@ -1,6 +1,7 @@
 """An index of Python source: modules, functions, classes, and the values of names in them."""
 
 import ast
+import contextlib
 import io
 import os
 import re
@@ -13,17 +14,36 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from infer_scaffold.check import newer_syntax
 from infer_scaffold.check.exclude import Excluded
 from infer_scaffold.errors import UserError
 from infer_scaffold.reading import Unreadable, content, reason
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
-Scope = Definition | ast.Lambda | ast.ClassDef | ast.ExceptHandler
+Body = Definition | ast.Lambda | ast.ClassDef | ast.ExceptHandler
 
-_NODES = (
-    *(ast.expr, ast.stmt, ast.arguments, ast.arg, ast.keyword, ast.comprehension),
-    *(ast.ExceptHandler, ast.withitem, ast.alias, ast.match_case, ast.pattern),
-)
+# Contexts and operators are single objects that stand everywhere, and texts no nodes.
+_NO_NODES = (ast.expr_context, ast.operator, ast.unaryop, ast.boolop, ast.cmpop)
+_LEAVES = {
+    *("ctx", "op", "ops", "id", "attr", "arg", "module", "level", "type_comment", "kind", "name"),
+    *("asname", "conversion", "simple", "rest", "lineno", "is_async"),
+}
+
+
+_SCOPES = {ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef}
+
+
+def _concrete(above: type[ast.AST]) -> Iterator[type[ast.AST]]:
+    for each in above.__subclasses__():
+        if not issubclass(each, _NO_NODES):
+            yield each
+            yield from _concrete(each)
+
+
+_FIELDS = {
+    each: () if each is ast.Constant else tuple(f for f in each._fields if f not in _LEAVES)
+    for each in _concrete(ast.AST)
+}
 # A file without any of this is judged only where another one imports it. Routes need a router,
 # which comes from FastAPI; a stream and its end are written as these texts.
 _MATTERS = re.compile(
@@ -35,7 +55,10 @@ _DEEPEST = 200  # depth of a tree: people write 40, and rules walk by recursion
 _REMEMBERED = 200_000  # bytes of a file whose tree is kept for the next service
 # Encodings whose decoding takes time that grows with the square of the length.
 _SLOW_ENCODINGS = {"punycode", "idna"}
-_SKIPPED = {"tests", "test", "testing", "node_modules", "site-packages", "build", "dist", "venv"}
+_SKIPPED = {
+    *("tests", "test", "testing", "node_modules", "site-packages", "build", "dist", "venv"),
+    *("docs", "doc", "examples", "example", "benchmarks", "benchmark"),
+}
 
 
 @dataclass(eq=False)
@@ -51,18 +74,23 @@ class Syntax:
         """The node that each node stands in, breadth first."""
         found: dict[ast.AST, ast.AST] = {}
         level: list[ast.AST] = [self.tree]
+        fields = _FIELDS
         while level:
             self.depth += 1
             below: list[ast.AST] = []
+            add = below.append
             for node in level:
                 # ast.iter_child_nodes, without its generators: half of all time goes in here.
-                for name in node._fields:
+                for name in fields[node.__class__]:
                     value = getattr(node, name, None)
-                    for child in value if value.__class__ is list else (value,):
-                        # Contexts and operators are single objects that stand everywhere.
-                        if isinstance(child, _NODES):
-                            found[child] = node
-                            below.append(child)
+                    if value.__class__ is list:
+                        for child in value:
+                            if child.__class__ in fields:
+                                found[child] = node
+                                add(child)
+                    elif value.__class__ in fields:
+                        found[value] = node
+                        add(value)
             level = below
         return found
 
@@ -114,12 +142,39 @@ class Module:
             for node in self.of(ast.FunctionDef, ast.AsyncFunctionDef)
         ]
 
+    @cached_property
+    def _by_node(self) -> dict[Definition, "Function"]:
+        return {function.node: function for function in self.functions}
+
+    def function(self, node: Definition) -> "Function":
+        """Return one of the functions by its node."""
+        return self._by_node[node]
+
     def _class_around(self, node: ast.AST) -> ast.ClassDef | None:
         while (above := self.parents.get(node)) is not None:
             if isinstance(above, ast.ClassDef):
                 return above
             node = above
         return None
+
+    def function_around(self, node: ast.AST) -> Definition | None:
+        """Return the innermost function that a node stands in."""
+        while (above := self.parents.get(node)) is not None:
+            if isinstance(above, ast.FunctionDef | ast.AsyncFunctionDef):
+                return above
+            node = above
+        return None
+
+    def is_nested(self, node: Definition) -> bool:
+        """Return whether a function stands in another function, and not in its class."""
+        above = self.parents.get(node)
+        while above is not None and not isinstance(above, Definition | ast.ClassDef):
+            above = self.parents.get(above)
+        return isinstance(above, Definition)
+
+    def scope_of(self, node: ast.AST) -> "Scope":
+        """Return the names that a node sees."""
+        return Scope(self, self.function_around(node), self._class_around(node))
 
     @cached_property
     def aliases(self) -> dict[str, str]:
@@ -161,6 +216,15 @@ class Module:
         return set(self.aliases.values())
 
 
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """A place in a module: the function and the class that stand around it."""
+
+    module: Module
+    function: Definition | None = None
+    owner: ast.ClassDef | None = None
+
+
 @dataclass(eq=False)
 class Function:
     """A function with the module and the class that it stands in."""
@@ -174,6 +238,21 @@ class Function:
         """True for an `async def`."""
         return isinstance(self.node, ast.AsyncFunctionDef)
 
+    @cached_property
+    def is_generator(self) -> bool:
+        """True if it yields."""
+        return any(isinstance(each, ast.Yield | ast.YieldFrom) for each in self.body)
+
+    @cached_property
+    def body(self) -> list[ast.AST]:
+        """The nodes of its body, without the functions and classes inside it."""
+        return list(body_nodes(self.node))
+
+    @cached_property
+    def scope(self) -> Scope:
+        """The scope of its body."""
+        return Scope(self.module, self.node, self.owner)
+
 
 @dataclass(eq=False)
 class Source:
@@ -186,12 +265,16 @@ class Source:
 
     @cached_property
     def functions(self) -> dict[str, Function]:
-        """Functions and methods by dotted name; of nested ones the last of a name."""
-        found = {}
+        """Functions and methods by dotted name; nested ones where no other has the name."""
+        found: dict[str, Function] = {}
         for module in self.modules:
-            for function in module.functions:
+            for function in module.functions:  # nested ones come last
                 owner = f".{function.owner.name}" if function.owner else ""
-                found[f"{module.name}{owner}.{function.node.name}"] = function
+                name = f"{module.name}{owner}.{function.node.name}"
+                if not module.is_nested(function.node):
+                    found[name] = function
+                else:
+                    found.setdefault(name, function)
         return found
 
     @cached_property
@@ -232,41 +315,6 @@ class Source:
             name = origin.aliases[member]
         return name
 
-    def function(
-        self, module: Module, node: ast.AST, owner: ast.ClassDef | None, inside: Definition | None
-    ) -> Function | None:
-        """Return the project's function that a callee stands for, in a class and a function."""
-        if isinstance(node, ast.Attribute):
-            if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls") and owner:
-                made = f"{module.name}.{owner.name}"
-            else:
-                made = self.made_by(module, node.value, owner, inside)
-            method = self.functions.get(f"{made}.{node.attr}")
-            if method is not None:
-                return method
-        return self.functions.get(self.canonical(module, node))
-
-    def made_by(
-        self, module: Module, node: ast.AST, owner: ast.ClassDef | None, inside: Definition | None
-    ) -> str:
-        """Return the dotted name of the class, or of the function, that made an object, or ""."""
-        if isinstance(node, ast.Attribute):
-            if not (isinstance(node.value, ast.Name) and node.value.id == "self" and owner):
-                origin, _, member = self.canonical(module, node).rpartition(".")
-                return self._global(self.by_name.get(origin), member)
-            return self._attribute(module, owner, node.attr)
-        if not isinstance(node, ast.Name):
-            return ""
-        if inside is not None:
-            for parameter in (*inside.args.posonlyargs, *inside.args.args, *inside.args.kwonlyargs):
-                if parameter.arg == node.id:
-                    return self._annotated(module, parameter.annotation)
-            made = self._assigned(inside.body, node.id)
-            if made is not None:
-                return self._maker(module, made)
-        origin, _, member = self.canonical(module, node).rpartition(".")
-        return self._global(self.by_name.get(origin), member)
-
     def constant(self, module: Module, node: ast.expr) -> ast.expr | None:
         """Return the value of a name at the top of its module, if that is the project's own."""
         origin, _, member = self.canonical(module, node).rpartition(".")
@@ -282,35 +330,6 @@ class Source:
                 found.setdefault(name, value)
         return found.get(target)
 
-    def _global(self, module: Module | None, name: str) -> str:
-        made = self._assigned(module.tree.body, name) if module else None
-        return self._maker(module, made) if module and made is not None else ""
-
-    def _attribute(self, module: Module, owner: ast.ClassDef, name: str) -> str:
-        """The class of an attribute: from `self.name = ...`, or `name: Type` in the class."""
-        for statement in owner.body:
-            if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.target) == name:
-                return self._annotated(module, statement.annotation)
-            if isinstance(statement, Definition):
-                made = self._assigned(statement.body, f"self.{name}")
-                if isinstance(made, ast.Name):
-                    return self.made_by(module, made, None, statement)
-                if made is not None:
-                    return self._maker(module, made)
-        return ""
-
-    def _maker(self, module: Module, value: ast.AST) -> str:
-        return self.canonical(module, value.func) if isinstance(value, ast.Call) else ""
-
-    def _annotated(self, module: Module, annotation: ast.AST | None) -> str:
-        """The class that an annotation names: of `Annotated[A, ...]` and `A | None`, that is A."""
-        if isinstance(annotation, ast.Subscript):
-            inner = annotation.slice
-            annotation = inner.elts[0] if isinstance(inner, ast.Tuple) else inner
-        if isinstance(annotation, ast.BinOp):
-            annotation = annotation.left
-        return self.canonical(module, annotation) if annotation is not None else ""
-
     def bases(self, module: Module, node: ast.ClassDef, depth: int = 5) -> set[str]:
         """Return the dotted names of all base classes, through the project's own."""
         found = set()
@@ -325,20 +344,21 @@ class Source:
 
 
 def read(root: Path, exclude: Iterable[str] = ()) -> Source:
-    """Parse the Python files below a folder, without tests, environments and builds.
+    """Parse the Python files below a folder, without tests, examples, environments and builds.
 
-    Every file has to parse. Kept are those that may say something about a service, and what they
-    import. Raises UserError for a folder that cannot be read.
+    Kept are those that may say something about a service, and what they import; of a file with an
+    error, the statements that parse. Raises UserError for a folder that cannot be read.
     """
     source = Source([])
     excluded = Excluded(exclude)
-    others: dict[str, Path] = {}
+    others: dict[Path, str] = {}
     for path, problem in python_files(root):
         relative = path.relative_to(root)
         if relative in excluded:
             continue
         if problem and path == root:
             raise UserError(f"{root} cannot be read ({problem}); give a folder that can.")
+        text = b""
         try:
             if problem:
                 raise Unreadable(problem)
@@ -346,21 +366,31 @@ def read(root: Path, exclude: Iterable[str] = ()) -> Source:
             if _MATTERS.search(text):
                 source.modules.append(_module(relative, root, text))
             else:
-                _require_syntax(text)
-                others[_dotted(relative, root)] = relative
+                others[relative] = _dotted(relative, root)
         except _UNJUDGED as error:
             source.unparsed.append(_unparsed(relative, error))
+            part = _in_part(relative, root, text) if isinstance(error, SyntaxError) else None
+            source.modules += [part] if part else []
     edge = source.modules
     for _ in range(_IMPORT_HOPS):
         wanted = {name for module in edge for each in module.imported for name in _parents(each)}
-        found = [name for name in others if any(end in wanted for end in _endings(name))]
+        found = [
+            each for each, name in others.items() if any(end in wanted for end in _endings(name))
+        ]
         edge = []
-        for relative in map(others.pop, found):
+        for relative in found:
+            del others[relative]
             try:
                 edge.append(_module(relative, root, _utf8(content(root / relative))))
             except _UNJUDGED as error:
                 source.unparsed.append(_unparsed(relative, error))
         source.modules = [*source.modules, *edge]
+    for relative in others:
+        try:
+            _require_syntax(_utf8(content(root / relative)))
+        except _UNJUDGED as error:
+            source.unparsed.append(_unparsed(relative, error))
+    source.unparsed.sort()
     source.modules.sort(key=lambda module: module.path)
     return source
 
@@ -443,7 +473,28 @@ def _tree(text: bytes) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes are no findings of this check
         # As a text: a coding line no longer holds.
-        return ast.parse(text.decode())
+        try:
+            return ast.parse(text.decode())
+        except SyntaxError:
+            older = newer_syntax.rewritten(text)
+            if older == text:
+                raise
+            with contextlib.suppress(SyntaxError, UnicodeDecodeError):
+                return ast.parse(older.decode())
+            raise
+
+
+def _in_part(path: Path, root: Path, text: bytes) -> Module | None:
+    """Return what can be parsed of a file with an error, if that says something about a service."""
+    if not _MATTERS.search(text):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        body = list(newer_syntax.pieces(newer_syntax.rewritten(text).decode()))
+    syntax = Syntax(ast.Module(body, []))
+    if not body or (syntax.parents and syntax.depth > _DEEPEST):
+        return None
+    return Module(path, _dotted(path, root), text, syntax, path.name == "__init__.py")
 
 
 def python_files(root: Path) -> Iterator[tuple[Path, str]]:
@@ -485,15 +536,35 @@ def _dotted_name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def body_nodes(node: Scope) -> Iterator[ast.AST]:
+def body_nodes(node: Body) -> Iterator[ast.AST]:
     """Walk the body of a function, without the functions and classes inside it."""
     pending: deque[ast.AST] = deque(node.body if isinstance(node.body, list) else [node.body])
     while pending:
         current = pending.popleft()
         yield current
-        if isinstance(current, Definition | ast.Lambda | ast.ClassDef):
-            continue
-        pending.extend(ast.iter_child_nodes(current))
+        if current.__class__ not in _SCOPES:
+            pending.extend(children(current))
+
+
+def children(node: ast.AST) -> list[ast.AST]:
+    """The nodes in a node: ast.iter_child_nodes, faster, and without contexts and operators."""
+    found: list[ast.AST] = []
+    for name in _FIELDS[node.__class__]:
+        value = getattr(node, name, None)
+        if value.__class__ is list:
+            found += [each for each in value if each.__class__ in _FIELDS]
+        elif value.__class__ in _FIELDS:
+            found.append(value)
+    return found
+
+
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and those below it, breadth first: ast.walk, faster, as `children` are."""
+    pending = deque([node])
+    while pending:
+        current = pending.popleft()
+        pending.extend(children(current))
+        yield current
 
 
 def text_of(node: ast.AST) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from infer_scaffold.check.config import FailOn
 from infer_scaffold.check.judgement import Profile
 
 
@@ -34,6 +35,16 @@ def check(
         str | None, typer.Option(metavar="CODES", help="Only these patterns, such as IS101,IS3.")
     ] = None,
     ignore: Annotated[str | None, typer.Option(metavar="CODES", help="Not these patterns.")] = None,
+    fail_on: Annotated[
+        FailOn | None,
+        typer.Option(help="Exit with 1 only from this severity on. [default: low]"),
+    ] = None,
+    diff: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE", help="Only findings on lines that changed since this branch or commit."
+        ),
+    ] = None,
     write_baseline: Annotated[
         bool,
         typer.Option(
@@ -45,13 +56,14 @@ def check(
 
     Holds it, ours or not, against the checklist. Exits with 1 when a pattern is not followed.
     """
-    from infer_scaffold.check import accepted, checker, config, formats, sarif
+    from infer_scaffold.check import accepted, changed, checker, config, formats, sarif
 
     settings = config.load(
         path,
         profile=profile,
         select=select.split(",") if select else None,
         ignore=ignore.split(",") if ignore else None,
+        fail_on=fail_on,
     )
     if write_baseline:
         known = checker.check_all(path, settings).known
@@ -59,6 +71,8 @@ def check(
         typer.echo(f"Wrote {len(known)} findings to {file}; commit it.")
         return
     report = checker.check(path, settings)
+    if diff is not None:
+        report = checker.on_lines(report, changed.Changed(path, diff))
     match format:
         case Format.TEXT:
             typer.echo(formats.to_text(report, path))
@@ -76,5 +90,6 @@ def check(
             "with --write-baseline.",
             err=True,
         )
-    if report.unmet or report.unparsed:
+    failing = [each for each in report.unmet if settings.fail_on.concerns(each.pattern.severity)]
+    if failing or report.unparsed:
         raise typer.Exit(1)

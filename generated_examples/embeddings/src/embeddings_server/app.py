@@ -18,6 +18,7 @@ from .serving.http.body import BodyMiddleware
 from .serving.http.docs import add_docs
 from .serving.http.drain import Drain
 from .serving.http.errors import add_error_handlers, documented
+from .serving.http.http_metrics import HTTPMetrics, add_metrics_page
 from .serving.http.middleware import (
     APIKeyMiddleware,
     CrossSiteMiddleware,
@@ -28,6 +29,7 @@ from .serving.http.middleware import (
     RouteMiddleware,
     TrustedHostMiddleware,
 )
+from .serving.metrics import Metrics
 from .serving.models.device import Device
 from .serving.models.error_responses import add_model_error_handler
 from .serving.models.registry import ModelRegistry
@@ -35,14 +37,18 @@ from .settings import DEVICES, Settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Builds the service. Every call gives an independent one: modules hold no state."""
+    """Builds the service. Every call gives an independent one: modules hold no state.
+
+    Raises ConfigurationError for settings that do not say which models to serve.
+    """
     settings = settings or Settings()
+    specs = configured_models(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         device = Device(settings.device, settings.dtype, DEVICES)
         timeout = settings.request_timeout_seconds
-        registry = ModelRegistry(configured_models(settings), device, timeout)
+        registry = ModelRegistry(specs, device, timeout, metrics)
         app.state.settings, app.state.registry = settings, registry
         if settings.preload:
             registry.require_all()
@@ -61,8 +67,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await registry.close()
 
     drain = Drain()
+    metrics = Metrics()
+    http_metrics = metrics.group(HTTPMetrics)
+    http_metrics.watch(drain)
     # The first is the outermost.
-    middleware = [Middleware(RequestContextMiddleware)]
+    middleware = [
+        Middleware(RequestContextMiddleware, metrics=http_metrics, log_probes=settings.log_probes)
+    ]
     if settings.cors_origins:
         middleware.append(Middleware(OriginMiddleware, origins=settings.cors_origins))
     middleware.append(Middleware(ErrorMiddleware))
@@ -74,7 +85,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     guarded: dict[str, Any] = {}
     if settings.api_keys:
         keys = [key.get_secret_value() for key in settings.api_keys]
-        middleware.append(Middleware(APIKeyMiddleware, keys=keys, public_docs=settings.public_docs))
+        middleware.append(
+            Middleware(
+                APIKeyMiddleware,
+                keys=keys,
+                public_docs=settings.public_docs,
+                public_metrics=settings.metrics == "open",
+            )
+        )
         # For the OpenAPI document: it is the middleware that asks.
         guarded["dependencies"] = [Depends(HTTPBearer(auto_error=False))]
         guarded["responses"] = documented(401)
@@ -96,14 +114,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # Of the layers around the routes; the routers add their own.
         responses=documented(400, 408, 413, 415, 500, 503),
     )
-    app.state.drain = drain
+    app.state.drain, app.state.metrics = drain, metrics
     add_error_handlers(app)
     add_model_error_handler(app)
     add_docs(app)
     app.include_router(embeddings.router, **guarded)
     app.include_router(health.router)
     app.include_router(models.router, **guarded)
-    # Yours first: one of yours may have the URL of the last.
+    # Yours first: one of yours may have the URL of those that follow.
     for router in [*custom.ROUTERS, rerank.router]:
         app.include_router(router, **guarded)
+    if settings.metrics != "off":
+        add_metrics_page(app, metrics)
     return app

@@ -1,39 +1,46 @@
 """The models that this service offers, none of them loaded yet."""
 
+from collections.abc import Iterator
+from functools import partial
+
 from . import custom
 from .serving.embeddings.embeddings_model import EmbeddingsModel
 from .serving.embeddings.rerank_model import RerankModel
-from .serving.models.hub import served_id
 from .serving.models.model import ModelSpec
+from .serving.models.model_list import check_names, listed_models
 from .settings import Settings
 
 
 def configured_models(settings: Settings) -> list[ModelSpec]:
-    """Raises ValueError when two models would go by one name."""
+    """Raises ConfigurationError for a setting that lists no models, and for two of one name."""
     specs = [
-        ModelSpec(
-            id=served_id(settings.embeddings_model),
-            model_class=EmbeddingsModel,
-            load=lambda device: EmbeddingsModel.load(
-                settings.embeddings_model, device, settings, settings.embeddings_model_revision
-            ),
-            aliases=(settings.embeddings_model,),
-        ),
+        *embeddings_models(settings),
+        *rerank_models(settings),
         *custom.models(settings),
     ]
-    if settings.rerank_model:
-        specs.append(
-            ModelSpec(
-                id=served_id(settings.rerank_model),
-                model_class=RerankModel,
-                load=lambda device: RerankModel.load(settings.rerank_model, device, settings),
-                aliases=(settings.rerank_model,),
-            )
-        )
-    owners: dict[str, ModelSpec] = {}
-    for spec in specs:
-        for name in {spec.id, *spec.aliases}:
-            if name in owners:
-                raise ValueError(f"Two models are called {name!r}. Give one of them another name.")
-            owners[name] = spec
+    check_names(specs)
     return specs
+
+
+def embeddings_models(settings: Settings) -> Iterator[ModelSpec]:
+    revisions = settings.embeddings_model_revision
+    for each in listed_models("INFER_EMBEDDINGS_MODEL", settings.embeddings_model, revisions):
+        yield ModelSpec(
+            id=each.id,
+            model_class=EmbeddingsModel,
+            load=partial(
+                EmbeddingsModel.load, each.source, settings=settings, revision=each.revision
+            ),
+            aliases=each.aliases,
+        )
+
+
+def rerank_models(settings: Settings) -> Iterator[ModelSpec]:
+    revisions = settings.rerank_model_revision
+    for each in listed_models("INFER_RERANK_MODEL", settings.rerank_model, revisions):
+        yield ModelSpec(
+            id=each.id,
+            model_class=RerankModel,
+            load=partial(RerankModel.load, each.source, settings=settings, revision=each.revision),
+            aliases=each.aliases,
+        )

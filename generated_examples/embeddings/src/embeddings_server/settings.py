@@ -40,6 +40,15 @@ class Settings(CustomSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level of the messages to log"
     )
+    log_probes: bool = Field(
+        False, description="Log requests to /health and /metrics that succeed, too"
+    )
+    metrics: Literal["open", "key", "off"] = Field(
+        "open", description="Who may read /metrics: all, those with an API key, or nobody"
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Another port on which /metrics is served as well; 0: none"
+    )
     max_body_size: int = Field(
         4 * 1024 * 1024, gt=0, description="Largest request body in bytes, file uploads excluded"
     )
@@ -81,7 +90,7 @@ class Settings(CustomSettings):
 
     embeddings_model: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
-        description="Embeddings model: hub id or local folder",
+        description="Embeddings model: hub id or local folder; several: name=source,name=source",
     )
     embeddings_batch_tokens: int = Field(
         2048, ge=1, description="Tokens in one forward pass of the encoder, padding included"
@@ -91,10 +100,18 @@ class Settings(CustomSettings):
     )
     embeddings_model_revision: str = Field(
         "",
-        description="Commit, tag or branch of the embeddings model on the hub; empty: the newest",
+        description="Commit, tag or branch of the embeddings model on the hub; "
+        "several: name=revision,name=revision; empty: the newest",
     )
     rerank_model: str = Field(
-        "", description="Model of /v1/rerank: hub id or local folder; empty: none"
+        "",
+        description="Model of /v1/rerank: hub id or local folder; "
+        "several: name=source,name=source; empty: none",
+    )
+    rerank_model_revision: str = Field(
+        "",
+        description="Commit, tag or branch of the rerank model on the hub; "
+        "several: name=revision,name=revision; empty: the newest",
     )
 
     @field_validator("api_keys", "cors_origins", "trusted_hosts", mode="before")

@@ -40,6 +40,15 @@ class Settings(CustomSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level of the messages to log"
     )
+    log_probes: bool = Field(
+        False, description="Log requests to /health and /metrics that succeed, too"
+    )
+    metrics: Literal["open", "key", "off"] = Field(
+        "open", description="Who may read /metrics: all, those with an API key, or nobody"
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Another port on which /metrics is served as well; 0: none"
+    )
     max_body_size: int = Field(
         4 * 1024 * 1024, gt=0, description="Largest request body in bytes, file uploads excluded"
     )
@@ -81,7 +90,7 @@ class Settings(CustomSettings):
 
     chat_model: str = Field(
         "Qwen/Qwen2.5-0.5B-Instruct",
-        description="Chat model: hub id or local folder",
+        description="Chat model: hub id or local folder; several: name=source,name=source",
     )
     max_batch_requests: int = Field(
         32, ge=1, description="Sequences that are generated together in one batch"
@@ -95,11 +104,22 @@ class Settings(CustomSettings):
     max_thinking_tokens: int = Field(
         0, ge=0, description="Tokens of a thought after which the answer has to begin; 0: no limit"
     )
+    tool_prompt: bool = Field(
+        False, description="Describe tools to models whose chat template has no place for them"
+    )
     default_max_tokens: int = Field(
         1024, ge=1, description="max_tokens of requests that do not set it"
     )
+    quantization: Literal["none", "int8", "int4", "fp8"] = Field(
+        "none", description="Quantise the weights of the chat model while it is loaded"
+    )
     chat_model_revision: str = Field(
-        "", description="Commit, tag or branch of the chat model on the hub; empty: the newest"
+        "",
+        description="Commit, tag or branch of the chat model on the hub; "
+        "several: name=revision,name=revision; empty: the newest",
+    )
+    chat_adapters: Annotated[dict[str, str], NoDecode] = Field(
+        {}, description="LoRA adapters of the chat model: name=source,name=source"
     )
     heartbeat_seconds: float = Field(
         15, ge=0, description="Seconds of silence before an SSE keep-alive comment; 0: none"
@@ -110,7 +130,7 @@ class Settings(CustomSettings):
 
     embeddings_model: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",
-        description="Embeddings model: hub id or local folder",
+        description="Embeddings model: hub id or local folder; several: name=source,name=source",
     )
     embeddings_batch_tokens: int = Field(
         2048, ge=1, description="Tokens in one forward pass of the encoder, padding included"
@@ -120,10 +140,18 @@ class Settings(CustomSettings):
     )
     embeddings_model_revision: str = Field(
         "",
-        description="Commit, tag or branch of the embeddings model on the hub; empty: the newest",
+        description="Commit, tag or branch of the embeddings model on the hub; "
+        "several: name=revision,name=revision; empty: the newest",
     )
     rerank_model: str = Field(
-        "", description="Model of /v1/rerank: hub id or local folder; empty: none"
+        "",
+        description="Model of /v1/rerank: hub id or local folder; "
+        "several: name=source,name=source; empty: none",
+    )
+    rerank_model_revision: str = Field(
+        "",
+        description="Commit, tag or branch of the rerank model on the hub; "
+        "several: name=revision,name=revision; empty: the newest",
     )
 
     files_url: str = Field(
@@ -146,6 +174,11 @@ class Settings(CustomSettings):
         if not parts:
             raise ValueError("has no entries; unset the variable instead")
         return parts
+
+    @field_validator("chat_adapters", mode="before")
+    @classmethod
+    def split_adapters(cls, value: object) -> object:
+        return named_sources(value) if isinstance(value, str) else value
 
     @field_validator("cors_origins")
     @classmethod
@@ -172,6 +205,19 @@ class Settings(CustomSettings):
         if not known or (":" in value and not index.isdecimal()):
             raise ValueError(f"must be auto, cpu or one of {', '.join(DEVICES)}, index optional")
         return value
+
+
+def named_sources(text: str) -> dict[str, str]:
+    """The sources in `name=source,…`, by name."""
+    sources: dict[str, str] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, _, source = (part.strip() for part in entry.partition("="))
+        if not name or not source:
+            raise ValueError(f"{entry!r} is not of the form name=source")
+        if name in sources:
+            raise ValueError(f"{name!r} is there twice")
+        sources[name] = source
+    return sources
 
 
 def variables() -> set[str]:

@@ -7,15 +7,19 @@ import signal
 import sys
 from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
+from prometheus_client import CollectorRegistry, start_http_server
 from pydantic import ValidationError
 
 from .app import create_app
 from .serving.http.drain import Drain
 from .serving.http.logs import configure_logging
 from .serving.http.protocol import BoundedProtocol, connection_limit
+from .serving.metrics import Metrics
 from .serving.models.device import Device
+from .serving.models.model_errors import ConfigurationError
 from .serving.threads import threads_left
 from .settings import DEVICES, Settings, misspelt
 
@@ -65,6 +69,15 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def serve_metrics(settings: Settings, metrics: Metrics) -> None:
+    """Serves the metrics on a port of their own, which no client of the service reaches."""
+    try:
+        start_http_server(settings.metrics_port, settings.host, cast(CollectorRegistry, metrics))
+    except OSError as error:
+        print(f"INFER_METRICS_PORT: {settings.metrics_port}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def main() -> None:
     try:
         settings = Settings()
@@ -80,7 +93,13 @@ def main() -> None:
     check_device(settings)
     if not settings.api_keys and not is_loopback(settings.host):
         logger.warning("%s is open to the network, and no INFER_API_KEYS are set", settings.host)
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    if settings.metrics_port:
+        serve_metrics(settings, app.state.metrics)
     config = uvicorn.Config(
         app,
         host=settings.host,

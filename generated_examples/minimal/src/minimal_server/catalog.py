@@ -2,18 +2,14 @@
 
 from . import custom
 from .serving.models.model import ModelSpec
+from .serving.models.model_list import check_names
 from .settings import Settings
 
 
 def configured_models(settings: Settings) -> list[ModelSpec]:
-    """Raises ValueError when two models would go by one name."""
+    """Raises ConfigurationError for a setting that lists no models, and for two of one name."""
     specs = [
         *custom.models(settings),
     ]
-    owners: dict[str, ModelSpec] = {}
-    for spec in specs:
-        for name in {spec.id, *spec.aliases}:
-            if name in owners:
-                raise ValueError(f"Two models are called {name!r}. Give one of them another name.")
-            owners[name] = spec
+    check_names(specs)
     return specs

@@ -40,6 +40,15 @@ class Settings(CustomSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level of the messages to log"
     )
+    log_probes: bool = Field(
+        False, description="Log requests to /health and /metrics that succeed, too"
+    )
+    metrics: Literal["open", "key", "off"] = Field(
+        "open", description="Who may read /metrics: all, those with an API key, or nobody"
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Another port on which /metrics is served as well; 0: none"
+    )
     max_body_size: int = Field(
         4 * 1024 * 1024, gt=0, description="Largest request body in bytes, file uploads excluded"
     )

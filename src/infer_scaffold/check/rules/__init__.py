@@ -3,7 +3,15 @@
 from collections.abc import Callable
 
 from infer_scaffold.check.judgement import Finding, Profile, Verdict
-from infer_scaffold.check.rules import handlers, lifecycle, openai, streaming, structure, uploads
+from infer_scaffold.check.rules import (
+    event_loop,
+    handlers,
+    lifecycle,
+    openai,
+    streaming,
+    structure,
+    uploads,
+)
 from infer_scaffold.check.service import Service
 
 Rule = Callable[[Service, Profile], tuple[Verdict, list[Finding]]]
@@ -11,7 +19,7 @@ Rule = Callable[[Service, Profile], tuple[Verdict, list[Finding]]]
 RULES: dict[str, Rule] = {
     "IS101": lifecycle.lifespan,
     "IS102": lifecycle.background_tasks,
-    "IS201": handlers.async_routes,
+    "IS201": event_loop.async_routes,
     "IS202": handlers.pydantic_models,
     "IS203": handlers.status_codes,
     "IS301": streaming.headers,

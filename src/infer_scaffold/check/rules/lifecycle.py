@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator
 
 from infer_scaffold.check.judgement import Finding, Profile, Verdict
+from infer_scaffold.check.objects import last
 from infer_scaffold.check.rules._finding import at
 from infer_scaffold.check.service import Service, argument
 from infer_scaffold.check.source import Definition, Module, body_nodes
@@ -94,20 +95,17 @@ def _is_log(statement: ast.stmt) -> bool:
 def background_tasks(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]:
     """IS102: every task is awaited, or cancelled and then awaited."""
     good, bad = 0, []
-    for module in service.source.modules:
-        creations = list(_creations(module))
-        if not creations:
-            continue
-        cancelled, awaited = _ended(module)
-        for call in creations:
-            names = _holders(call, module.parents)
-            # None: awaited on the spot, returned, or passed to another function.
-            if names is None or names & awaited:
-                good += 1
-            elif names & cancelled:
-                bad.append(at(module, call, "The task is cancelled and never awaited.", _TASK_FIX))
-            else:
-                bad.append(at(module, call, "The task is never cancelled.", _TASK_FIX))
+    made = [(module, call) for module in service.source.modules for call in _creations(module)]
+    ended = _Ended(service, {module for module, _ in made}) if made else None
+    for module, call in made:
+        holders = _holders(service, module, call)
+        # None: awaited on the spot, returned, or passed to another function.
+        if holders is None or (ended and holders & ended.awaited):
+            good += 1
+        elif ended and holders & ended.cancelled:
+            bad.append(at(module, call, "The task is cancelled and never awaited.", _TASK_FIX))
+        else:
+            bad.append(at(module, call, "The task is never cancelled.", _TASK_FIX))
     if not good and not bad:
         return Verdict.NA, []
     if not bad:
@@ -133,72 +131,100 @@ def _creations(module: Module) -> Iterator[ast.Call]:
             yield node
 
 
-def _holders(call: ast.Call, parents: dict[ast.AST, ast.AST]) -> set[str] | None:
-    """The names that keep a task: its variable or attribute, or the collection that it goes to.
+# What holds a task: the place that binds it, and its name. An attribute belongs to its class, to
+# the state of the application, or, where its object is not known, to the module.
+_Holder = tuple[object, str]
+
+
+def _holders(service: Service, module: Module, call: ast.Call) -> set[_Holder] | None:
+    """What keeps a task: its variable or attribute, or the collection that it goes to.
 
     None if it is used up where it is made.
     """
     node: ast.AST = call
-    while (parent := parents.get(node)) is not None:
+    while (parent := module.parents.get(node)) is not None:
         if isinstance(parent, ast.Await | ast.Return | ast.Yield | ast.Lambda):
             return None
         if isinstance(parent, ast.Call) and node is not parent.func:
             function = parent.func
-            if isinstance(function, ast.Attribute) and function.attr in ("append", "add"):
-                return _names(function.value)
+            if isinstance(function, ast.Attribute) and function.attr in _COLLECTS:
+                return _held(service, module, function.value)
             if parent.func is not node and "shield" not in ast.dump(function):
                 return None
         if isinstance(parent, ast.Assign):
-            return set().union(*(_names(target) for target in parent.targets))
+            return set().union(*(_held(service, module, target) for target in parent.targets))
         if isinstance(parent, ast.AnnAssign | ast.NamedExpr):
-            return _names(parent.target)
+            return _held(service, module, parent.target)
         if isinstance(parent, ast.stmt):
             return set()
         node = parent
     return set()
 
 
-def _names(node: ast.AST) -> set[str]:
-    if isinstance(node, ast.Subscript):
+def _held(service: Service, module: Module, node: ast.AST) -> set[_Holder]:
+    """What a name or an attribute stands for; of an item, what holds it."""
+    while isinstance(node, ast.Subscript):
         node = node.value
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return _held(service, module, node.func.value)  # tasks.values(), tasks.pop(key)
+    scope = module.scope_of(node)
     if isinstance(node, ast.Attribute):
-        return {f".{node.attr}"}  # another thing than a variable of the same name
-    if isinstance(node, ast.Name):
-        return {node.id}
-    return set()
+        owner = service.objects.of(node.value, scope)
+        if last(node.value) == "state":
+            owner = "state"
+        return {(owner or module, f".{node.attr}")}
+    if not isinstance(node, ast.Name):
+        return set()
+    binds = service.objects.binds(node.id, scope)
+    if binds is None:
+        return {(service.source.canonical(module, node).rpartition(".")[0], node.id)}
+    return {(binds.node, node.id)}
 
 
-def _ended(module: Module) -> tuple[set[str], set[str]]:
-    """The names that are cancelled, and those that are awaited, loops over collections included."""
-    loops: dict[str, set[str]] = {}
-    for node in module.of(ast.For, ast.comprehension, ast.Assign):
-        if isinstance(node, ast.For | ast.comprehension) and isinstance(node.target, ast.Name):
-            held = {name for each in ast.walk(node.iter) for name in _names(each)}
-            loops.setdefault(node.target.id, set()).update(held)
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name | ast.Attribute):
-            for target in node.targets:
-                for name in _names(target):
-                    loops.setdefault(name, set()).update(_names(node.value))
-    cancelled, awaited = set(), set()
-    for node in module.of(ast.Call, ast.Await):
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr == "cancel"
-        ):
-            cancelled |= _names(node.func.value)
-        elif isinstance(node, ast.Await):
-            awaited |= {name for each in ast.walk(node.value) for name in _names(each)}
-    for variable, collections in loops.items():
-        if variable in cancelled:
-            cancelled |= collections
-        if variable in awaited:
-            awaited |= collections
-    for call in module.of(ast.Call):
-        # tasks.append(task): what happens to the tasks happens to the task.
-        if isinstance(call.func, ast.Attribute) and call.func.attr in ("append", "add"):
-            held = _names(call.func.value)
-            members = {name for each in call.args for name in _names(each)}
-            cancelled |= members if held & cancelled else set()
-            awaited |= members if held & awaited else set()
-    return cancelled, awaited
+_COLLECTS = ("append", "add", "appendleft")
+
+
+class _Ended:
+    """What is cancelled, and what is awaited, loops over collections included."""
+
+    def __init__(self, service: Service, modules: set[Module]) -> None:
+        self.service = service
+        self.cancelled: set[_Holder] = set()
+        self.awaited: set[_Holder] = set()
+        for module in service.source.modules:
+            for node in module.of(ast.Call, ast.Await):
+                if isinstance(node, ast.Await):
+                    self.awaited |= self._in(module, node.value)
+                elif isinstance(node.func, ast.Attribute) and node.func.attr == "cancel":
+                    self.cancelled |= _held(service, module, node.func.value)
+        for _ in range(2):
+            for module in modules:
+                self._follow(module)
+
+    def _in(self, module: Module, node: ast.AST) -> set[_Holder]:
+        names = [each for each in ast.walk(node) if isinstance(each, ast.Name | ast.Attribute)]
+        return set().union(*(_held(self.service, module, each) for each in names))
+
+    def _follow(self, module: Module) -> None:
+        """What happens to a variable of a loop, or to another name, happens to what it is."""
+        for node in module.of(ast.For, ast.comprehension, ast.Assign):
+            if isinstance(node, ast.Assign):
+                if isinstance(node.value, ast.Name | ast.Attribute):
+                    for target in node.targets:
+                        self._share(
+                            _held(self.service, module, target),
+                            _held(self.service, module, node.value),
+                        )
+            else:
+                targets = self._in(module, node.target)
+                self._share(targets, self._in(module, node.iter))
+        for call in module.of(ast.Call):
+            if isinstance(call.func, ast.Attribute) and call.func.attr in _COLLECTS:
+                members = set().union(*(_held(self.service, module, each) for each in call.args))
+                self._share(_held(self.service, module, call.func.value), members)
+
+    def _share(self, ended: set[_Holder], same: set[_Holder]) -> None:
+        if ended & self.cancelled:
+            self.cancelled |= same
+        if ended & self.awaited:
+            self.awaited |= same

@@ -3,14 +3,23 @@
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
+from infer_scaffold.check import evidence
+from infer_scaffold.check.evidence import Evidence, text_of_constant
 from infer_scaffold.check.judgement import Confidence, Finding, Profile, Verdict
+from infer_scaffold.check.objects import last, parameters
 from infer_scaffold.check.rules._finding import at, graded
-from infer_scaffold.check.service import Service, argument
-from infer_scaffold.check.source import Module, text_of
+from infer_scaffold.check.service import Route, Service, argument
+from infer_scaffold.check.source import Function, Module, text_of
 
 _EVENT_STREAM = "text/event-stream"
+# Calls that give what is there already, and do not wait for the next token.
+_OF_LISTS = {
+    *("enumerate", "zip", "range", "sorted", "list", "tuple", "reversed", "set"),
+    *("items", "values", "keys", "split", "splitlines", "get"),
+}
 _HEADERS = ("cache-control", "x-accel-buffering")
 _HEADERS_FIX = (
     "Send Cache-Control: no-cache and X-Accel-Buffering: no, or proxies hold tokens back."
@@ -24,12 +33,12 @@ def headers(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]
         events = _untyped_events(service)
         return (Verdict.FAIL if events else Verdict.NA), events
     met, findings = 0, []
-    for module, node, sends in responses:
-        if sends:
+    for response in responses:
+        if response.sends:
             met += 1
         else:
-            message = "The event stream has no headers against buffering."
-            findings.append(at(module, node, message, _HEADERS_FIX))
+            message = "The event stream lacks headers against buffering."
+            findings.append(at(response.module, response.node, message, _HEADERS_FIX))
     return graded(met, len(responses)), findings
 
 
@@ -43,37 +52,54 @@ def _untyped_events(service: Service) -> list[Finding]:
         at(module, node, message, _HEADERS_FIX)
         for module in service.source.modules
         for node in module.of(ast.Constant)
-        if isinstance(node.value, str | bytes) and _text(node).startswith("data: ")
+        if isinstance(node.value, str | bytes) and text_of_constant(node).startswith("data: ")
     ]
 
 
+@dataclass(frozen=True, eq=False)
+class _Response:
+    """A place that makes an event stream: a call, a class, or the declaration of a route."""
+
+    module: Module
+    node: ast.AST
+    sends: bool
+    """True if it sends the headers."""
+    route: Route | None = None
+    by_framework: bool = False
+    """True if FastAPI writes the events that the route yields."""
+
+
 @lru_cache(maxsize=1)
-def _responses(service: Service) -> list[tuple[Module, ast.AST, bool]]:
-    """The places that make event streams, and whether each sends the headers."""
+def _responses(service: Service) -> list[_Response]:
+    """The places that make event streams."""
     return list(_find_responses(service))
 
 
-def _find_responses(service: Service) -> Iterator[tuple[Module, ast.AST, bool]]:
-    for module in service.source.modules:
+def _find_responses(service: Service) -> Iterator[_Response]:
+    source = service.source
+    for route in service.routes:
+        given = argument(route.declaration, None, "response_class")
+        if given is not None and last(given) == "EventSourceResponse":
+            ours = source.canonical(route.module, given).startswith("fastapi.")
+            yield _Response(*route.place, True, route, by_framework=ours)
+    for module in source.modules:
         classes = list(module.of(ast.ClassDef))
         streams = [node for node in classes if _media_type(node)]
         inside = {each for node in streams for each in ast.walk(node)}
         for each in classes:
-            ready = any(
-                base.endswith("EventSourceResponse") for base in service.source.bases(module, each)
-            )
+            ready = any(base.endswith("EventSourceResponse") for base in source.bases(module, each))
             if ready or _media_type(each):
-                yield module, each, ready or _sends(service, module, each)
+                yield _Response(module, each, ready or _sends(service, module, each))
         for node in module.of(ast.Call):
             if node in inside:
                 continue
             name = module.resolve(node.func).rpartition(".")[2]
             if name == "EventSourceResponse":
-                yield module, node, True
+                yield _Response(module, node, True)
             elif name.endswith("Response") and _is_stream(module, argument(node, 3, "media_type")):
-                given = argument(node, 2, "headers")
-                sends = given is not None and _sends(service, module, given)
-                yield module, node, sends or _set_later(module, node)
+                headers = argument(node, 2, "headers")
+                sends = headers is not None and _sends(service, module, headers)
+                yield _Response(module, node, sends or _set_later(module, node))
 
 
 def _set_later(module: Module, call: ast.Call) -> bool:
@@ -151,63 +177,224 @@ def _targets(statement: ast.Assign | ast.AnnAssign) -> set[str]:
 
 def framing(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]:
     """IS302: events are `data: {json}`, made by pydantic, and the last one is [DONE]."""
-    responses = _responses(service)
-    if not responses:
+    streams = _streams(service)
+    if not streams:
         return Verdict.NA, []
-    module, node, _ = responses[0]
-    texts = [
-        (each_module, each)
-        for each_module in service.source.modules
-        for each in each_module.of(ast.Constant)
-        if isinstance(each.value, str | bytes)
-    ]
-    values = [_text(each) for _, each in texts]
-    done = any("[DONE]" in value and len(value) < 40 for value in values)
-    framed = any(re.match(r"(event: .*\n)?data: ", value) for value in values) or any(
-        "EventSourceResponse" in name or "ServerSentEvent" in name
-        for each in service.source.modules
-        for name in each.imported
-    )
-    dumped = any(
-        isinstance(call.func, ast.Attribute) and call.func.attr == "model_dump_json"
-        for _, call in service.calls
-    )
+    # Where chat is streamed, its clients are those that wait for the end.
+    chats = [each for each in streams if each.is_chat] or streams
+    framed = [each for each in streams if not _is_framed(each)]
+    done = [each for each in chats if not _is_ended(each)]
+    if len(chats) > len(done) and not chats[0].is_chat:
+        done = []
+    dumped = [each for each in chats if not _is_dumped(each)]
     findings = []
-    if not done:
-        message = "No stream ends with `data: [DONE]`: OpenAI's clients wait for more."
-        findings.append(at(module, node, message, "Send `data: [DONE]\\n\\n` as the last event."))
-    if not framed:
+    for stream in done:
+        message = "The stream does not end with `data: [DONE]`: OpenAI's clients wait for more."
+        fix = "Send `data: [DONE]\\n\\n` as the last event."
+        findings.append(at(*stream.place, message, fix))
+    for stream in framed:
         fix = "Write each event as `data: {json}\\n\\n`."
-        findings.append(at(module, node, "No event is framed as `data: `.", fix))
-    if not dumped:
-        fix = "Describe the chunk with a pydantic model and write it with model_dump_json()."
-        message = "The chunks are no pydantic models, so nothing holds them to a schema."
-        findings.append(at(module, node, message, fix, Confidence.MEDIUM))
-    if not done and not dumped:
-        return Verdict.FAIL, findings
-    if profile is Profile.DEFAULT and done and framed:
+        findings.append(at(*stream.place, "No event is framed as `data: `.", fix))
+    if profile is Profile.STRICT or done or framed:
+        for stream in dumped:
+            fix = "Describe the chunk with a pydantic model and write it with model_dump_json()."
+            message = "The chunks are no pydantic models, so nothing holds them to a schema."
+            findings.append(at(*stream.place, message, fix, Confidence.MEDIUM))
+    if not findings:
         return Verdict.PASS, []
-    return (Verdict.PARTIAL, findings) if findings else (Verdict.PASS, [])
+    nothing = len(done) == len(chats) and len(dumped) == len(chats)
+    return (Verdict.FAIL if nothing else Verdict.PARTIAL), findings
 
 
-def _text(node: ast.Constant) -> str:
-    value = node.value
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+@dataclass(eq=False)
+class _Stream:
+    """An event stream of a route: where it is made, and the code that shows what it sends."""
+
+    place: tuple[Module, ast.AST]
+    route: Route | None
+    code: Evidence
+    by_framework: bool
+    """True if FastAPI writes the events that the route yields."""
+
+    @property
+    def is_chat(self) -> bool:
+        """True if it answers a request for a completion."""
+        return self.route is not None and self.route.path.endswith("/completions")
+
+
+@lru_cache(maxsize=1)
+def _streams(service: Service) -> list[_Stream]:
+    """The event streams whose code is known, each for each route that sends it."""
+    codes = {route: evidence.of_route(service, route) for route in service.routes}
+    found = []
+    for response in _responses(service):
+        module, node = response.module, response.node
+        if isinstance(node, ast.Call) and not _is_ours(service, module, node):
+            continue  # an engine of another package makes the events
+        users = [route for route, code in codes.items() if _uses(service, response, route, code)]
+        for route in users:
+            found.append(_Stream((module, node), route, codes[route], response.by_framework))
+        around = module.function_around(node)
+        if not users and around is not None:
+            function = module.function(around)
+            code = evidence.of_functions(service, [function])
+            found.append(_Stream((module, node), None, code, response.by_framework))
+    return found
+
+
+def _is_ours(service: Service, module: Module, response: ast.Call) -> bool:
+    """Return whether the events of a response are made by a generator of the project."""
+    content = argument(response, 0, "content")
+    if isinstance(content, ast.Name):  # a helper's parameter: what its callers pass
+        around = module.function_around(content)
+        if around is not None and content.id in [each.arg for each, _ in parameters(around)]:
+            return True
+    return content is None or _is_our_stream(service, module, content)
+
+
+def _is_our_stream(service: Service, module: Module, node: ast.expr, depth: int = 4) -> bool:
+    if isinstance(node, ast.Await):
+        return _is_our_stream(service, module, node.value, depth)
+    if not depth or isinstance(node, ast.GeneratorExp):
+        return bool(depth)
+    if isinstance(node, ast.IfExp):
+        return any(
+            _is_our_stream(service, module, each, depth) for each in (node.body, node.orelse)
+        )
+    scope = module.scope_of(node)
+    if isinstance(node, ast.Call):
+        if any(_is_our_stream(service, module, each, depth - 1) for each in node.args):
+            return True
+        callee = service.objects.function(node.func, scope)
+        return callee is not None and (
+            callee.is_generator
+            or any(
+                _is_our_stream(service, callee.module, each.value, depth - 1)
+                for each in callee.body
+                if isinstance(each, ast.Return) and each.value is not None
+            )
+        )
+    if isinstance(node, ast.Name) and scope.function is not None:
+        values = service.objects.bindings(scope.function).values.get(node.id, [])
+        return any(_is_our_stream(service, module, each, depth - 1) for each in values)
+    return False
+
+
+def _uses(service: Service, response: "_Response", route: Route, code: Evidence) -> bool:
+    """Return whether a route sends an event stream: its code makes it, or the class of it."""
+    if response.route is not None:
+        return response.route is route
+    if isinstance(response.node, ast.ClassDef):
+        return f"{response.module.name}.{response.node.name}" in code.names
+    around = response.module.function_around(response.node)
+    return any(around is each.node for each in code.functions)
+
+
+def _is_ended(stream: _Stream) -> bool:
+    return any("[DONE]" in text and len(text) < 40 for text in stream.code.texts)
+
+
+def _is_framed(stream: _Stream) -> bool:
+    return (
+        stream.by_framework
+        or any(re.match(r"(event: .*\n)?data: ?", text) for text in stream.code.texts)
+        or any(
+            "EventSourceResponse" in name or "ServerSentEvent" in name for name in stream.code.names
+        )
+    )
+
+
+def _is_dumped(stream: _Stream) -> bool:
+    return stream.by_framework or any(
+        last(call.func) in ("model_dump_json", "to_json") for _, call in stream.code.calls
+    )
 
 
 def event_loop_yield(service: Service, profile: Profile) -> tuple[Verdict, list[Finding]]:
-    """IS303: the loop gets a turn between two tokens."""
-    responses = _responses(service)
-    if not responses:
-        return Verdict.NA, []
-    for module in service.source.modules:
-        for node in module.of(ast.AsyncFor, ast.For, ast.While):
-            if any(_is_turn(module, each) for each in ast.walk(node)):
-                return Verdict.PASS, []
-    module, node, _ = responses[0]
+    """IS303: the loop gets a turn between two tokens.
+
+    By the intent, waiting for the next token is a turn; by the letter, a call is.
+    """
+    streams = [each for each in _streams(service) if not each.by_framework]
+    if not streams:
+        return (Verdict.PASS if _streams(service) else Verdict.NA), []
+    bad = []
+    for stream in streams:
+        loops = list(_loops(stream.code))
+        if profile is Profile.STRICT:
+            turned = any(_has_turn(function.module, loop) for function, loop in loops)
+        else:
+            turned = all(
+                _waits(loop)
+                or _is_inside_waiting(function, loop)
+                or _has_all(service, function, loop)
+                for function, loop in loops
+            )
+        if not turned:
+            bad.append(stream)
+    if not bad:
+        return Verdict.PASS, []
     message = "Nothing gives the event loop a turn between tokens: they may arrive in one lump."
     fix = "Call `await asyncio.sleep(0)` after each event."
-    return Verdict.FAIL, [at(module, node, message, fix)]
+    findings = [at(*stream.place, message, fix) for stream in bad]
+    return (Verdict.FAIL if len(bad) == len(streams) else Verdict.PARTIAL), findings
+
+
+_Loop = ast.AsyncFor | ast.For | ast.While
+
+
+def _loops(code: Evidence) -> Iterator[tuple[Function, _Loop]]:
+    """The loops of generators that run on the event loop, in which they yield."""
+    for function in code.functions:
+        if function.is_async and function.is_generator:
+            for node in function.body:
+                if isinstance(node, _Loop) and any(
+                    isinstance(each, ast.Yield) for each in ast.walk(node)
+                ):
+                    yield function, node
+
+
+def _is_inside_waiting(function: Function, loop: _Loop) -> bool:
+    """Return whether a loop stands in another one that waits: it passes on what has arrived."""
+    around = function.module.parents.get(loop)
+    while around is not None and around is not function.node:
+        if isinstance(around, _Loop) and _waits(around):
+            return True
+        around = function.module.parents.get(around)
+    return False
+
+
+def _waits(loop: _Loop) -> bool:
+    """Return whether a loop waits for what it yields."""
+    return any(
+        isinstance(each, ast.Await | ast.AsyncFor | ast.AsyncWith) for each in ast.walk(loop)
+    )
+
+
+def _has_all(service: Service, function: Function, loop: _Loop) -> bool:
+    """Return whether a loop runs over what is there already, such as the items of a list."""
+    if not isinstance(loop, ast.For):
+        return False
+    over = loop.iter
+    if isinstance(over, ast.Name):
+        values = service.objects.bindings(function.node).values.get(over.id, [])
+        return bool(values) and all(_is_there(service, function, each) for each in values)
+    return _is_there(service, function, over)
+
+
+def _is_there(service: Service, function: Function, node: ast.expr) -> bool:
+    if not isinstance(node, ast.Call):
+        return not isinstance(node, ast.Name | ast.GeneratorExp | ast.Await)
+    if last(node.func) in _OF_LISTS:
+        return True
+    callee = service.objects.function(node.func, function.scope)
+    return callee is not None and not (
+        callee.is_generator and any(isinstance(each, _Loop) for each in callee.body)
+    )
+
+
+def _has_turn(module: Module, loop: _Loop) -> bool:
+    return any(_is_turn(module, each) for each in ast.walk(loop))
 
 
 def _is_turn(module: Module, node: ast.AST) -> bool:

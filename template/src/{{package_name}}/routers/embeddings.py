@@ -45,6 +45,7 @@ async def create_embeddings(
             truncate=truncates(body.truncate),
         )
         embeddings = await until_disconnect(request, work)
+    request.state.log_fields |= {"model": body.model, "prompt_tokens": embeddings.tokens}
     # In a thread: 2048 vectors of 1024 numbers are 20 MB of JSON.
     content = await asyncio.to_thread(
         render, embeddings, body.model, body.encoding_format or "float"

@@ -46,6 +46,8 @@ async def create_completion(
         model = await resources.enter_async_context(use)
         work = begin(model, prompts, body.options(), resources, deadline)
         answers = await until_disconnect(request, work)
+        if len(answers) == 1:
+            answers[0].meter.write_to(request.state.log_fields)
         echoes = [echo_of(prompt, model) if body.echo else "" for prompt in prompts]
         if body.stream:
             with_usage = body.wants_usage or settings.stream_usage == "always"

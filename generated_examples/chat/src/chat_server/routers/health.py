@@ -18,6 +18,7 @@ class LoadedModel(BaseModel):
         None, description="continuous: requests share a batch; sequential: one at a time"
     )
     engine_reason: str | None = Field(None, description="Why requests do not share a batch")
+    quantization: str | None = Field(None, description="Method that its weights are quantised with")
 
 
 class Health(BaseModel):

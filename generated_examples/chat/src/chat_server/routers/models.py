@@ -18,6 +18,7 @@ class ModelCard(Model):
 
     type: str = Field(description='Kind of the model: "chat", "embeddings", …')
     loaded: bool = Field(description="Whether it is in memory; false before its first use")
+    parent: str | None = Field(None, description="Of an adapter: the model that it belongs to")
 
 
 class ModelList(BaseModel):
@@ -25,22 +26,26 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-def card(spec: ModelSpec, registry: RegistryDep) -> ModelCard:
+def card(spec: ModelSpec, name: str, registry: RegistryDep) -> ModelCard:
+    """name: its id, or that of a variant"""
+    is_variant = name in spec.variants
     return ModelCard(
-        id=spec.id,
+        id=name if is_variant else spec.id,
         object="model",
         # Stable while the service runs: clients keep models by their id and this time.
         created=registry.created,
         owned_by="local",
         type=spec.model_class.type,
-        loaded=spec in registry.loaded,
+        loaded=spec in registry.loaded and name not in registry.load_failures,
+        parent=spec.id if is_variant else None,
     )
 
 
 @router.get("/v1/models", response_model_exclude_none=True)
 async def list_models(registry: RegistryDep) -> ModelList:
-    """Every configured model."""
-    return ModelList(data=[card(spec, registry) for spec in registry.specs])
+    """Every configured model, and its adapters."""
+    names = [(spec, name) for spec in registry.specs for name in (spec.id, *spec.variants)]
+    return ModelList(data=[card(spec, name, registry) for spec, name in names])
 
 
 @router.get(
@@ -48,4 +53,4 @@ async def list_models(registry: RegistryDep) -> ModelList:
 )
 async def retrieve_model(model_id: str, registry: RegistryDep) -> ModelCard:
     """One model. Its id may contain slashes, as hub ids do."""
-    return card(registry.spec(model_id), registry)
+    return card(registry.spec(model_id), model_id, registry)

@@ -17,6 +17,7 @@ from chat_server.serving.chat.tool_arguments import (
     BracedArguments,
     KeywordArguments,
 )
+from chat_server.serving.models.model_errors import InvalidInput
 
 from ...tiny_chat import TEMPLATE, build_chat_model, build_tokenizer
 from .scripted import ask, script
@@ -434,6 +435,26 @@ def test_a_required_call_that_is_cut_off_is_no_answer(
     assert not answer["message"].get("content")
 
 
+@pytest.mark.parametrize("name", ["xml", "thinking", "llama", "harmony"])
+def test_no_end_makes_an_answer_of_a_required_call(
+    service: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    client, tokenizer = service(name)
+    tokens = script(monkeypatch, tokenizer, WRITTEN[name])
+    end = tokenizer.eos_token_id
+    for place in (0, len(tokens) // 2, len(tokens) - 1):
+        ends = {"stop_token_ids": [tokens[place]], "logit_bias": {str(end): 100}, "n": 2}
+        body = {"model": "tiny-chat", "messages": [{"role": "user", "content": "q"}], **ends}
+        body |= {"tools": TOOLS, "tool_choice": "required", "temperature": 0, "max_tokens": 200}
+        choices = client.post("/v1/chat/completions", json=body).json()["choices"]
+        assert len(choices) == 2
+        for choice in choices:
+            is_whole = choice["finish_reason"] == "tool_calls"
+            assert is_whole or choice["finish_reason"] == "length"
+            assert not choice["message"].get("content")
+            assert not is_whole or calls_of(choice)
+
+
 def test_special_tokens_of_calls_are_not_shown(
     service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -485,3 +506,110 @@ def test_history_in_the_forms_that_templates_want() -> None:
     prompt = str(short.decode(PromptEncoder(short, 500).encode(ChatPrompt(history))))
     ids = re.findall("id=([a-zA-Z0-9]{9});", prompt)
     assert ids[0] == ids[1] and ids[2] == "aB3456789"
+
+
+SILENT = """\
+{%- for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
+TURNS = """\
+{%- for message in messages %}
+{%- if message['role'] != ['user', 'assistant'][loop.index0 % 2] %}
+{{- raise_exception('user and assistant take turns') }}{% endif %}{% endfor %}"""
+BY_TURNS = TURNS + SILENT
+WEATHER_CALL = {
+    "id": "1",
+    "type": "function",
+    "function": {"name": "get_weather", "arguments": {"city": "Ulm"}},
+}
+TIME_CALL = {"id": "2", "type": "function", "function": {"name": "now", "arguments": {}}}
+HISTORY = [
+    {"role": "system", "content": "be kind"},
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "I look.", "tool_calls": [WEATHER_CALL, TIME_CALL]},
+    {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+    {"role": "tool", "tool_call_id": "2", "content": "noon"},
+    {"role": "user", "content": "and?"},
+]
+
+
+def prompt_of(template: str, messages: Any, tools: Any = (), *, tool_prompt: bool = True) -> str:
+    tokenizer = build_tokenizer(template)
+    prompts = PromptEncoder(tokenizer, 1000, tool_prompt=tool_prompt)
+    return str(tokenizer.decode(prompts.encode(ChatPrompt(messages, tools))))
+
+
+@pytest.mark.parametrize("template", [SILENT, BY_TURNS])
+def test_tools_calls_and_results_as_text(template: str) -> None:
+    prompt = prompt_of(template, HISTORY, TOOLS)
+    begin, after = prompt.split("# Tools")
+    assert begin == ("<|system|>" if template == SILENT else "<|user|>") + "be kind\n\n"
+    assert "\n".join(json.dumps(tool) for tool in TOOLS) in after
+    between = "<|end|><|user|>" if template == SILENT else "\n\n"
+    assert after.endswith(
+        f"</tool_call>{between}hello<|end|><|assistant|>I look.\n"
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Ulm"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call><|end|>'
+        "<|user|><tool_response>\nsunny\n</tool_response>\n"
+        "<tool_response>\nnoon\n</tool_response>\nand?<|end|><|assistant|>"
+    )
+    assert "# Tools" not in prompt_of(template, HISTORY[1:])
+
+
+def test_a_template_with_tools_describes_them_itself() -> None:
+    prompt = prompt_of(TEMPLATE, HISTORY, TOOLS)
+    assert prompt == prompt_of(TEMPLATE, HISTORY, TOOLS, tool_prompt=False)
+    assert "# Tools" not in prompt
+
+
+def test_calls_that_the_template_would_leave_out_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="leaves out tool calls or their results"):
+        prompt_of(SILENT, HISTORY, tool_prompt=False)
+
+
+def test_calls_that_the_template_leaves_out_are_written_in_the_format_that_it_describes() -> None:
+    template = "{# <|tool_call|> JSON list of tools #}{{ tools | tojson }}" + SILENT
+    prompt = prompt_of(template, HISTORY, TOOLS, tool_prompt=False)
+    assert (
+        '<|assistant|>I look.\n<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Ulm"}}'
+        ', {"name": "now", "arguments": {}}]<|end|><|tool|>sunny<|end|><|tool|>noon<|end|>'
+    ) in prompt
+
+
+def test_a_template_that_writes_one_call_gets_each_in_a_message_of_its_own() -> None:
+    template = TEMPLATE.replace(
+        "in message['tool_calls'] %}", "in (message['tool_calls'] | default([]))[:1] %}"
+    )
+    prompt = prompt_of(template, HISTORY, tool_prompt=False)
+    assert (
+        '<|assistant|>I look.<tool_call>\n{"name": "get_weather", "arguments": {"city": "Ulm"}}\n'
+        "</tool_call><|end|><|tool|>sunny<|end|><|assistant|><tool_call>\n"
+        '{"name": "now", "arguments": {}}\n</tool_call><|end|><|tool|>noon<|end|><|user|>and?'
+    ) in prompt
+
+
+def test_a_service_with_tools_in_the_prompt(
+    make_client: Callable[..., TestClient],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokenizer = build_tokenizer(BY_TURNS)
+    folder = str(build_chat_model(tmp_path / "tiny-chat", tokenizer))
+    body = {"model": "tiny-chat", "messages": [{"role": "user", "content": "q"}], "tools": TOOLS}
+    with make_client(chat_model=folder) as client:
+        refused = client.post("/v1/chat/completions", json=body)
+        assert refused.status_code == 400
+        assert "INFER_TOOL_PROMPT=true" in refused.json()["error"]["message"]
+    caplog.set_level("INFO")
+    with make_client(chat_model=folder, tool_prompt=True) as client:
+        named = {"type": "function", "function": {"name": "get_weather"}}
+        ((called, arguments),) = calls_of(
+            ask(client, tools=TOOLS, tool_choice=named, temperature=1, max_tokens=400, seed=1)
+        )
+        assert called == "get_weather"
+        assert {"city", "unit"} <= arguments.keys() <= PROPERTIES.keys()
+        script(monkeypatch, tokenizer, "I look. " + WRITTEN["thinking"])
+        answer = ask(client, tools=TOOLS)
+        assert calls_of(answer) == [("get_weather", ULM)]
+        assert answer["message"]["content"].rstrip() == "I look."
+    assert sum("the service writes tools as text" in each.message for each in caplog.records) == 1

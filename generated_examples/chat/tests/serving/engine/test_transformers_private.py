@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaForCausalLM
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from chat_server.serving.engine import transformers_private
 from chat_server.serving.engine.transformers_private import (
@@ -177,6 +182,36 @@ def test_the_thread_is_known_and_its_end_is_seen(
     assert not [record for record in caplog.records if record.thread == thread.ident]
 
 
+def test_prefixes_are_shared_within_a_group(manager: ContinuousBatchingManager) -> None:
+    lengths: list[int] = []
+
+    def wrapper(step: Callable[[], None]) -> None:
+        requests = transformers_private.step_requests(manager)
+        lengths.append(sum(request.query_length for request in requests))
+        step()
+
+    transformers_private.separate_prefixes(manager, lambda request_id: int(request_id[0]))
+    transformers_private.wrap_step(manager, wrapper)
+    manager.start()
+    work = []
+    for request_id in ("0a", "1a", "2a", "0b", "1b"):
+        lengths.clear()
+        manager.add_request([7] * 100, request_id=request_id, max_new_tokens=2, eos_token_id=-1)
+        output = manager.get_result(timeout=30)
+        assert output is not None
+        assert output.error is None
+        work.append(sum(lengths))
+    assert work == [101, 101, 101, 101 - 64, 101 - 64]
+
+
+def test_a_group_marks_the_first_token() -> None:
+    tokens = [3, 4, 5]
+    groups = [transformers_private.marked(tokens, group) for group in range(1023)]
+    assert groups[0] == tokens
+    assert len({each[0] for each in groups}) == len(groups)
+    assert min(each[0] for each in groups) >= -(2**31)
+
+
 def test_the_attention_of_a_model(model: LlamaForCausalLM) -> None:
     before = transformers_private.attention_of(model)
     assert not before.startswith("paged")
@@ -185,6 +220,27 @@ def test_the_attention_of_a_model(model: LlamaForCausalLM) -> None:
         assert transformers_private.attention_of(model) == "eager"
     finally:
         model.set_attn_implementation(before)
+
+
+def test_keys_and_values_of_any_shape_share_rows() -> None:
+    key, value = torch.rand(1, 2, 5, 3), torch.rand(1, 1, 5, 4)
+    halves = transformers_private.pack(key, value, 6)
+    assert [each.shape for each in halves] == [(1, 1, 5, 6)] * 2
+    back = transformers_private.unpack(*halves, key.shape, value.shape)
+    assert all(map(torch.equal, back, (key, value)))
+    with pytest.raises(ValueError, match="10 numbers instead of 8"):
+        transformers_private.pack(key, value, 4)
+
+
+@pytest.mark.parametrize(("changed", "width"), [({}, None), ({"head_dim": 16}, 16)])
+def test_the_width_of_keys_and_values(
+    model: LlamaForCausalLM, changed: dict[str, int], width: int | None
+) -> None:
+    output = model(torch.tensor([PROMPT]), use_cache=True)
+    config = LlamaConfig(**{**model.config.to_dict(), **changed})  # two heads of 8 numbers in fact
+    cache = transformers_private.cache_of(output)
+    assert transformers_private.key_value_width(config, cache) == width
+    assert transformers_private.key_value_width(config, None) is None
 
 
 def test_logits_of_the_wanted_positions(model: LlamaForCausalLM) -> None:

@@ -38,6 +38,8 @@ def test_an_adapter_is_no_model_even_beside_one(beside: tuple[str, ...], tmp_pat
     (folder / "adapter_config.json").write_text(json.dumps(base))
     error = refusal(folder)
     assert "adapter (LoRA" in error.reason
+    beside = f"set {SETTING}=owner/base and INFER_CHAT_ADAPTERS=<name>={folder}, or"
+    assert (beside in str(error)) is (SETTING == "INFER_CHAT_MODEL")
     assert "owner/base" in str(error)
     assert "owner/base" not in error.reason
     assert f"{SETTING}=<" in str(error)

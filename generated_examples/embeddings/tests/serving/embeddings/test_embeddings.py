@@ -12,7 +12,6 @@ import httpx2
 import openai
 import pytest
 from openai import OpenAI
-from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 from transformers import AutoConfig, AutoModel
 
@@ -351,30 +350,9 @@ def test_a_thread_that_ends_fails_its_requests_alone(
         assert client.get("/health/ready").status_code == 200
 
 
-def cut(folder: Path, keep: Callable[[str], bool]) -> Path:
-    """Takes weights out of a model's file."""
-    weights = load_file(folder / "model.safetensors")
-    kept = {name: weight for name, weight in weights.items() if keep(name)}
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
 def load(folder: Path) -> EmbeddingsModel:
     settings = Settings(_env_file=None)
     return EmbeddingsModel.load(str(folder), Device("cpu", "float32"), settings)
-
-
-@pytest.mark.parametrize(
-    "missing", ["encoder.layer.1.", "embeddings.word_embeddings.", "embeddings.LayerNorm."]
-)
-def test_missing_weights_are_not_made_up(tmp_path: Path, missing: str) -> None:
-    folder = cut(build_embeddings_model(tmp_path / "cut"), lambda name: missing not in name)
-    with pytest.raises(ValueError, match=missing):
-        load(folder)
-
-
-def test_a_pooler_may_be_missing(tmp_path: Path) -> None:
-    load(cut(build_embeddings_model(tmp_path / "cut"), lambda name: "pooler" not in name)).unload()
 
 
 @pytest.mark.parametrize(("family", "reserved"), [("roberta", 2), ("mpnet", 2), ("bert", 0)])

@@ -38,6 +38,7 @@ async def create_chat_completion(
         model = await resources.enter_async_context(use)
         work = model.answer(body.conversation(), body.options(), resources, deadline)
         answer = await until_disconnect(request, work)
+        answer.meter.write_to(request.state.log_fields)
         if body.stream:
             with_usage = body.wants_usage or settings.stream_usage == "always"
             events = stream_chat(answer, head, with_usage)

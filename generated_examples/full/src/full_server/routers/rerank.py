@@ -42,6 +42,7 @@ async def create_rerank(
     async with registry.use(body.model, RerankModel, deadline) as model:
         work = model.rank(body.query, texts, deadline, truncate=truncates(body.truncate))
         ranking = await until_disconnect(request, work)
+    request.state.log_fields |= {"model": body.model, "prompt_tokens": ranking.tokens}
     return RerankResponse(
         id=f"rerank-{uuid.uuid4().hex}",
         model=body.model,

@@ -36,6 +36,7 @@ async def create_response(
         model = await resources.enter_async_context(use)
         work = model.answer(body.conversation(), body.options(), resources, deadline)
         answer = await until_disconnect(request, work)
+        answer.meter.write_to(request.state.log_fields)
         if body.stream:
             events = stream_response(answer, response)
             # The stream outlives this function, and with it the model's use and its slots.

@@ -10,7 +10,12 @@ from starlette.testclient import TestClient
 from transformers import PreTrainedTokenizerFast
 
 from full_server.serving.chat.prompt import ChatPrompt, PromptEncoder, TextPrompt
-from full_server.serving.chat.thinking import FORMATS, TagSplitter, find_thinking
+from full_server.serving.chat.thinking import (
+    FORMATS,
+    TagSplitter,
+    begins_with_token,
+    find_thinking,
+)
 
 from ...tiny_chat import TEMPLATE, build_chat_model, build_tokenizer
 from .scripted import ask, script
@@ -282,6 +287,33 @@ def test_a_thought_that_is_too_long_ends(
     assert 5 < len(tokenizer.encode(thought, add_special_tokens=False)) <= 24
     assert choice["message"]["content"]
     assert choice["message"]["content"].startswith("{" if form else "a") or not form
+
+
+def test_a_limit_within_the_head_of_a_message(
+    models: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, tokenizer = models("harmony", max_thinking_tokens=2)
+    script(monkeypatch, tokenizer, ANALYSIS + "again and " * 10)
+    assert ask(client, response_format=DOCUMENT)["message"]["content"].startswith("{")
+
+
+def test_a_thought_in_a_channel_of_another_name(
+    models: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, tokenizer = models("gemma")
+    script(monkeypatch, tokenizer, '<|channel>other<channel|>{"yes":true}')
+    message = ask(client, response_format=DOCUMENT)["message"]
+    assert message["reasoning_content"] == "other"
+    assert set(json.loads(message["content"])) == {"yes"}
+
+
+def test_a_mark_within_a_text_begins_no_thought() -> None:
+    tokenizer = tokenizer_of("thinks")
+    mark = tokenizer.convert_tokens_to_ids("<think>")
+    blank, text = (tokenizer.encode(each, add_special_tokens=False) for each in (" ", "<"))
+    assert begins_with_token(tokenizer, mark, blank) is None
+    assert begins_with_token(tokenizer, mark, [*blank, mark]) is True
+    assert begins_with_token(tokenizer, mark, text) is False
 
 
 def test_an_answer_without_a_thought_has_no_limit(

@@ -177,6 +177,20 @@ def test_templates_without_a_default(folder: Path) -> None:
     assert load(folder).tokenizer.chat_template
 
 
+@pytest.mark.parametrize("spoilt", ["default", "tool_use"])
+def test_a_template_that_is_not_jinja(spoilt: str, folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    broken = TEMPLATE + "\n{" + "% endfor %}"
+    named = [
+        {"name": name, "template": broken if name == spoilt else TEMPLATE}
+        for name in ("default", "tool_use")
+    ]
+    change(folder / "tokenizer_config.json", chat_template=named)
+    error = refusal(folder)
+    assert error.reason == "its chat template is not valid Jinja"
+    assert f"mend its line {broken.count(chr(10)) + 1}: " in str(error)
+
+
 def test_no_template(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     assert "no chat template" in refusal(folder).reason
@@ -200,6 +214,12 @@ def test_missing_weights(folder: Path) -> None:
     error = refusal(folder)
     assert error.reason == "its files lack 1 of its weights"
     assert "model.norm.weight" in str(error)
+
+
+def test_weights_that_are_cut_off(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert refusal(folder).reason == "a file of its weights is damaged or cut off"
 
 
 def test_quantised_weights_that_nothing_says_how_to_read(folder: Path) -> None:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertModel
 
 from full_server.serving.embeddings.cross_encoder import CrossEncoder, share
 from full_server.serving.embeddings.rerank_model import RerankModel
 from full_server.serving.models.device import Device
+from full_server.serving.models.model_errors import SourceError
 from full_server.settings import Settings
 
 from ...conftest import wait_until
@@ -23,6 +24,7 @@ from ...tiny_embeddings import (
     build_embeddings_model,
     build_rerank_model,
     build_tokenizer,
+    make_config,
     write_json,
 )
 
@@ -151,7 +153,7 @@ def test_a_long_query_is_read_once(reranker: TestClient) -> None:
     ask(reranker)
     started = time.monotonic()
     ask(reranker, query="ab " * 100_000, documents=["a"] * 500, truncate=True)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # for each document it would take minutes
 
 
 def test_without_a_model_it_is_a_404(client: TestClient) -> None:
@@ -211,8 +213,15 @@ def test_weights_are_not_made_up(tmp_path: Path, missing: str) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights[missing]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=missing):
+    with pytest.raises(SourceError, match=missing):
         load(folder)
+
+
+def test_a_model_without_a_classifier_is_refused(tmp_path: Path) -> None:
+    BertModel(make_config()).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(SourceError, match="it is a BertModel and not a cross-encoder"):
+        RerankModel.load(str(tmp_path), Device("cpu", "float32"), Settings(_env_file=None))
 
 
 @pytest.mark.parametrize(

@@ -61,11 +61,13 @@ def submit(
     return engine.submit(prompt, [params])
 
 
-@pytest.mark.parametrize("prefix_caching", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"prefix_caching": False}, {"kv_width": 16}, {"kv_width": 21}]
+)
 async def test_greedy_equals_generate_alone_and_in_a_batch(
-    model: LlamaForCausalLM, prefix_caching: bool
+    model: LlamaForCausalLM, options: dict[str, Any]
 ) -> None:
-    engine = start(model, prefix_caching=prefix_caching)
+    engine = start(model, **options)
     common = list(range(100, 230))  # two blocks of the cache that these prompts have in common
     prompts = [*PROMPTS, [*common, 7], [*common, 8], common]
     try:

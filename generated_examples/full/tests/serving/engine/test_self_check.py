@@ -13,8 +13,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+)
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.modeling_utils import PreTrainedModel
 
 from full_server.serving.chat.loading import make_engine
 from full_server.serving.engine import continuous as batching
@@ -28,6 +40,14 @@ from ...tiny_chat import build_chat_model
 
 Kwargs = dict[str, Any]
 PROMPT = [5, 6, 7, 8]
+SIZE: Kwargs = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +59,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
-def engine_for(model: LlamaForCausalLM, folder: Path, **settings: Any) -> Engine:
+def engine_for(model: PreTrainedModel, folder: Path, **settings: Any) -> Engine:
     settings = {"kv_cache_tokens": 4096, **settings}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return make_engine(model, tokenizer, [0], Settings(_env_file=None, **settings))
@@ -109,6 +129,45 @@ def test_the_proof_fits_every_setting(folder: Path, settings: Kwargs) -> None:
     engine = engine_for(load(folder), folder, **settings)
     engine.stop()
     assert engine.reason is None
+
+
+KINDS: dict[type[PreTrainedModel], PreTrainedConfig] = {
+    # Its scores are capped.
+    Gemma2ForCausalLM: Gemma2Config(
+        **SIZE, head_dim=8, attn_logit_softcapping=0.5, query_pre_attn_scalar=8
+    ),
+    # Its layers have heads of two sizes.
+    Gemma4ForCausalLM: Gemma4TextConfig(
+        **SIZE,
+        head_dim=8,
+        global_head_dim=16,
+        vocab_size_per_layer_input=300,
+        hidden_size_per_layer_input=8,
+        num_kv_shared_layers=0,
+        pad_token_id=0,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    # Its code keeps what the cache is told to itself.
+    GPTNeoXForCausalLM: GPTNeoXConfig(**SIZE),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_of_other_kinds_are_batched(kind: type[PreTrainedModel], folder: Path) -> None:
+    torch.manual_seed(0)
+    model = kind(KINDS[kind]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)  # so that attention matters
+    ids = torch.tensor([PROMPT])
+    expected = model.generate(ids, do_sample=False, max_new_tokens=8, eos_token_id=-1)
+    engine = engine_for(model, folder)
+    try:
+        assert engine.reason is None
+        assert answer(engine) == expected[0, len(PROMPT) :].tolist()
+    finally:
+        engine.stop()
 
 
 @pytest.mark.parametrize("positions", [16, 64, 70])
@@ -319,8 +378,9 @@ YARN: Kwargs = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}
         ({"rope_parameters": DYNAMIC}, "dynamic"),
         ({"rope_scaling": LEGACY}, "dynamic"),
         ({"rope_parameters": {"full_attention": DYNAMIC}}, "dynamic"),
-        ({"attn_logit_softcapping": 50.0}, "capped"),
-        ({"attn_logit_softcapping": None, "final_logit_softcapping": 30.0}, None),
+        ({"attn_logit_softcap": 50.0}, "capped"),
+        ({"attn_logit_softcap": None, "final_logit_softcapping": 30.0}, None),
+        ({"keep_window_size": 2048}, "whole batch"),
         ({"alibi": True}, "ALiBi"),
         ({"alibi": False}, None),
         ({"attn_config": {"alibi": True}}, "ALiBi"),

@@ -12,7 +12,7 @@ from threading import Thread
 import httpx2
 import pytest
 
-from full_server.serving.models.hub import fetch_model, hub_failure, served_id
+from full_server.serving.models.hub import fetch_model, hub_failure
 from full_server.serving.models.model_errors import SourceError
 
 from ...conftest import Server, wait_until
@@ -249,15 +249,6 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
             fetch_model(str(tmp_path / name), SETTING)
         assert str(tmp_path) not in failure.value.reason
         assert SETTING in str(failure.value)
-
-
-def test_a_path_is_no_name_for_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert served_id(str(tmp_path / "gone")) == "gone"
-    assert served_id("~/models/gone") == "gone"
-    (tmp_path / "model.gguf").touch()
-    monkeypatch.chdir(tmp_path)
-    assert served_id("model.gguf") == served_id(f"{tmp_path}/model.gguf") == "model.gguf"
-    assert served_id("owner/model") == "owner/model"
 
 
 def errors(server: Server) -> list[str]:

@@ -3,30 +3,36 @@
 import gc
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.modeling_utils import PreTrainedModel
 
 from ...settings import Settings
+from ..engine.adapter_mix import AdapterMix
 from ..engine.base_engine import Engine
 from ..engine.continuous import ContinuousBatchingEngine
 from ..engine.sampling_params import SamplingOptions
 from ..engine.self_check import (
+    CHECKED_ADAPTERS,
     abridged,
     check_batch,
     fit_tokens,
     known_obstacle,
     make_check_sequences,
-    plain_logits,
+    plain_pass,
 )
 from ..engine.sequential import SequentialEngine
 from ..engine.transformers_private import attention_of
 from ..models.checkpoint import read_object
 from ..models.device import Device
+from ..models.model_errors import SourceError
+from .adapters import ChatAdapters, load_adapters
 from .grammar_compiler import GrammarCompiler
+from .quantization import rounding_dtype
 from .weights import end_tokens_of, read_chat_model, recommended_sampling
 
 logger = logging.getLogger(__name__)
@@ -45,26 +51,43 @@ class ChatParts:
     engine: Engine
     grammars: GrammarCompiler
     eos_token_ids: list[int]
+    quantization: str | None
     default_sampling: SamplingOptions
     """The sampling that the model's generation_config.json recommends"""
+    adapters: ChatAdapters
 
 
-def load_chat_model(path: Path, device: Device, settings: Settings) -> ChatParts:
-    """The parts of a chat model, ready to answer. path: its folder or its GGUF file.
+def load_chat_model(
+    path: Path,
+    device: Device,
+    settings: Settings,
+    adapter_folders: Mapping[str, Path | SourceError] | None = None,
+) -> ChatParts:
+    """The parts of a chat model, ready to answer.
+
+    path: its folder or its GGUF file. adapter_folders: of its adapters, by name.
 
     Raises what `read_chat_model` raises.
     """
-    weights = read_chat_model(path, device, trust_remote_code=settings.trust_remote_code)
+    weights = read_chat_model(
+        path,
+        device,
+        trust_remote_code=settings.trust_remote_code,
+        quantization=settings.quantization,
+    )
     tokenizer, model = weights.tokenizer, weights.model
     eos_token_ids = end_tokens_of(model, tokenizer, read_object(path / "config.json"))
     vocabulary = model.config.get_text_config().vocab_size
+    adapters = load_adapters(adapter_folders or {}, model, tokenizer)
     return ChatParts(
         tokenizer=tokenizer,
         grammars=GrammarCompiler(tokenizer, vocabulary, eos_token_ids),
         # last, as it starts a thread
-        engine=make_engine(model, tokenizer, eos_token_ids, settings),
+        engine=make_engine(model, tokenizer, eos_token_ids, settings, adapters.mix),
         eos_token_ids=eos_token_ids,
+        quantization=weights.quantization,
         default_sampling=recommended_sampling(model.generation_config),
+        adapters=adapters,
     )
 
 
@@ -73,13 +96,14 @@ def make_engine(
     tokenizer: PreTrainedTokenizerFast,
     eos_token_ids: Sequence[int],
     settings: Settings,
+    adapters: AdapterMix | None = None,
 ) -> Engine:
     """Continuous batching where the model has proved to be right in it, else one at a time."""
     reason = known_obstacle(model.config)
     if reason is None:
         attention = attention_of(model)
         try:
-            return checked_engine(model, tokenizer, eos_token_ids, settings)
+            return checked_engine(model, tokenizer, eos_token_ids, settings, adapters)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # any error: one request at a time may still work
@@ -97,6 +121,7 @@ def make_engine(
         max_length=min(context, settings.kv_cache_tokens),
         reason=reason,
         stall_seconds=settings.stall_seconds,
+        adapters=adapters,
     )
 
 
@@ -105,16 +130,19 @@ def checked_engine(
     tokenizer: PreTrainedTokenizerFast,
     eos_token_ids: Sequence[int],
     settings: Settings,
+    adapters: AdapterMix | None,
 ) -> ContinuousBatchingEngine:
     """Raises whatever transformers raises for a model that cannot be batched, and what `check_batch`
     raises for one that answers otherwise in a batch.
     """
     ordinary = tokenizer.encode(CHECK_TEXT, add_special_tokens=False)
     tokens = fit_tokens(model, ordinary, settings.kv_cache_tokens)
-    sequences = make_check_sequences(tokens)
+    checked = min(adapters.count, CHECKED_ADAPTERS) if adapters else 0
+    texts = [make_check_sequences(tokens, adapter) for adapter in range(checked + 1)]
     with abridged(model, len(tokens)):
         started = time.monotonic()
-        expected = plain_logits(model, sequences)  # before the engine changes the attention
+        # before the engine changes the attention
+        passes = [plain_pass(model, each, adapters) for each in texts]
         plain_seconds = time.monotonic() - started
     engine = ContinuousBatchingEngine(
         model,
@@ -123,11 +151,16 @@ def checked_engine(
         max_batch_tokens=settings.max_batch_tokens,
         max_batch_requests=settings.max_batch_requests,
         stall_seconds=settings.stall_seconds,
+        adapters=adapters,
+        kv_width=passes[0].kv_width,
     )
+    sequences = [each for text in texts for each in text]
     started = time.monotonic()
     try:
         with abridged(model, len(tokens)):
-            check_batch(engine, sequences, expected, dtype=model.dtype, plain_seconds=plain_seconds)
+            expected = torch.cat([each.logits for each in passes])
+            dtype = rounding_dtype(model)
+            check_batch(engine, sequences, expected, dtype=dtype, plain_seconds=plain_seconds)
     except BaseException:
         engine.discard()
         raise

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..models.model_errors import ContextExceeded, InvalidInput, Unavailable
 from .thinking import Opening, ThinkingFormat, find_thinking, opening_inside, opening_of
-from .tool_formats import ToolLayout, calling, read_layout
+from .tool_formats import HERMES, Messages, ToolLayout, calling, read_layout
+from .tool_prompt import with_description, with_single_calls, with_written_calls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -167,22 +168,42 @@ def variants(conversation: ChatPrompt, *, texts: bool) -> Iterator[ChatPrompt]:
 class PromptEncoder:
     """A tokenizer and its chat template."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        max_length: int,
+        *,
+        tool_prompt: bool = False,
+    ) -> None:
+        """tool_prompt: where the template has no calls of its own, tools, calls and results are
+        written as text.
+        """
         self._tokenizer = tokenizer
+        self._tool_prompt = tool_prompt
         self._max_length = max_length
         self._max_characters = max_length * max(map(len, tokenizer.get_vocab()))
 
-    @cached_property
+    @property
     def layout(self) -> ToolLayout | None:
-        """The layout of tool calls in the template; None if it writes none, or ignores the tools."""
+        """The layout of tool calls; None if there is no way for the model to make any."""
+        return HERMES if self.writes_tools else self._own_layout
 
-        def render(messages: Sequence[Mapping[str, Any]], with_head: bool) -> str:
-            return self._render(ChatPrompt(messages), with_head)
+    @property
+    def writes_tools(self) -> bool:
+        """True if tools are written as text, as the template has no calls of its own."""
+        return self._tool_prompt and self._own_layout is None
+
+    @cached_property
+    def _own_layout(self) -> ToolLayout | None:
+        """The layout in the template; None if it writes no calls, or ignores the tools."""
+
+        def render(messages: Messages, with_head: bool) -> str:
+            return self._render(ChatPrompt(messages, [PROBE_TOOL]), with_head)
 
         question = [{"role": "user", "content": "q"}]
         try:
-            with_tools = self._render(ChatPrompt(question, [PROBE_TOOL]), True)
-            reads_tools = with_tools != render(question, True)
+            without_tools = self._render(ChatPrompt(question), True)
+            reads_tools = without_tools != render(question, True)
         except Exception:
             reads_tools = False
         return read_layout(render, self._template, self.thinking) if reads_tools else None
@@ -215,7 +236,7 @@ class PromptEncoder:
         """
         if isinstance(conversation, TextPrompt):
             return self._encode_raw(conversation)
-        text = self._render_somehow(conversation)
+        text = self._render_somehow(self._with_written_tools(conversation))
         self._check_characters(text, conversation.name)
         # The template writes the special tokens itself.
         tokens = list(self._tokenizer.encode(text, add_special_tokens=False))
@@ -223,6 +244,61 @@ class PromptEncoder:
             message = "The model's chat template makes an empty prompt of these messages."
             raise InvalidInput(message, conversation.name)
         return tokens
+
+    def _with_written_tools(self, conversation: ChatPrompt) -> ChatPrompt:
+        """With tools, calls and results as text, as far as the template has no place for them.
+
+        Raises InvalidInput where it would leave out calls or results.
+        """
+        messages = conversation.messages
+        if self.writes_tools:
+            messages = with_written_calls(messages, HERMES, results=True)
+            if conversation.tools:
+                messages = with_description(
+                    messages, conversation.tools, takes_system=self._takes_system
+                )
+            return replace(conversation, messages=messages, tools=())
+        if not any(each.get("tool_calls") or each.get("role") == "tool" for each in messages):
+            return conversation
+        shown = self._shown_in_history
+        if not {"firstname", PROBE_TEXT} <= shown:
+            if self._own_layout is None:
+                raise InvalidInput(
+                    f"{conversation.name}: the model's chat template leaves out tool calls or their"
+                    " results; with INFER_TOOL_PROMPT=true the service writes them as text",
+                    conversation.name,
+                )
+            results = PROBE_TEXT not in shown
+            messages = with_written_calls(messages, self._own_layout, results=results)
+        elif "secondname" not in shown:
+            messages = with_single_calls(messages)
+        return replace(conversation, messages=messages)
+
+    @cached_property
+    def _shown_in_history(self) -> set[str]:
+        """Those of `firstname`, `secondname` and PROBE_TEXT that the template writes: the calls of
+        an earlier answer, and a result."""
+        expected = {"firstname", "secondname", PROBE_TEXT}
+        result = {"role": "tool", "tool_call_id": "probeid00", "content": PROBE_TEXT}
+        for names in (("firstname", "secondname"), ("firstname",)):
+            messages = [{"role": "user", "content": "q"}, calling(*names), result]
+            conversation = ChatPrompt(messages, [PROBE_TOOL])
+            for variant in variants(conversation, texts=self._wants_texts):
+                try:
+                    text = self._render(variant, True)
+                except Exception:
+                    continue
+                return {each for each in expected if each in text}
+        return expected  # the template refuses what it does not write
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        question = {"role": "user", "content": "q"}
+        try:
+            messages = [{"role": "system", "content": PROBE_TEXT}, question]
+            return PROBE_TEXT in self._render(ChatPrompt(messages), True)
+        except Exception:
+            return False
 
     def _render_somehow(self, conversation: ChatPrompt) -> str:
         """The text of the first variant that the template takes. Raises as `encode` does."""

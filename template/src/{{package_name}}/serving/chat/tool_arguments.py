@@ -240,8 +240,7 @@ class KeywordArguments:
             for count in (lengths_of(value), "*")
         ]
         text, any_text = (f"/(?s:{each})/" for each in texts)
-        words = ("True", "False", "None")
-        return literal_of(value, parts, text, any_text, words, f'{any_text} ": "')
+        return literal_of(value, parts, text, any_text, f'{any_text} ": "')
 
     def reader(self, schema: Schema) -> ArgumentReader:
         return KeywordReader()
@@ -260,12 +259,20 @@ class KeywordReader:
         # Raw control characters, which Python does not take in a text
         source = text[:end].translate({code: f"\\x{code:02x}" for code in range(32)})
         try:
-            call = ast.parse(f"f({source})", mode="eval").body
+            call = JSONWords().visit(ast.parse(f"f({source})", mode="eval")).body
             keywords = call.keywords if isinstance(call, ast.Call) else []
             values = {each.arg: ast.literal_eval(each.value) for each in keywords}
             return ArgumentsRead(dumped(values), end, complete=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError):  # nested too deeply
             return ArgumentsRead(dumped({"raw": text[:end]}), end, complete=True)
+
+
+class JSONWords(ast.NodeTransformer):
+    """Makes Python's words of JSON's, in which templates write what is within other values."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        values = {"true": True, "false": False, "null": None}
+        return ast.Constant(values[node.id]) if node.id in values else node
 
 
 @dataclass(frozen=True)
@@ -301,8 +308,7 @@ class BracedArguments:
             return "(" + " | ".join(texts) + ")"
         text = f"{quote} /(?s:.{lengths_of(value)})/ {quote}"
         any_text = f"{quote} /(?s:.+)/? {quote}"
-        words, key = ("true", "false", "null"), '/[A-Za-z0-9_.-]+/ ":"'
-        return literal_of(value, parts, text, any_text, words, key)
+        return literal_of(value, parts, text, any_text, '/[A-Za-z0-9_.-]+/ ":"')
 
     def reader(self, schema: Schema) -> ArgumentReader:
         return BraceReader(self.quote)
@@ -374,16 +380,16 @@ def literal_of(
     parts: GrammarParts,
     text: str,
     any_text: str,
-    words: tuple[str, str, str],
     key: str,
 ) -> str:
-    """A value in a notation with texts, three words and keys of its own.
+    """A value in a notation with texts and keys of its own, and the words of Python or JSON:
+    templates write the one or the other.
 
     Within lists and objects anything is allowed: schemas hold for the arguments themselves.
 
     text: the texts that the schema allows
     """
-    true, false, null = (json.dumps(each) for each in words)
+    true, false, null = (f'("{python}" | "{json_}")' for python, json_ in PYTHON_WORDS.items())
     number = r"/-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?/"
     simple = {
         "string": text,

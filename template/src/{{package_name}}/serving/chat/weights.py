@@ -1,5 +1,6 @@
 """Reads the tokenizer and the weights of a chat model, and refuses models of other kinds."""
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,9 +25,16 @@ from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from ..engine.sampling_params import SamplingOptions
-from ..models.checkpoint import explained, is_embeddings_model, read_object
+from ..models.checkpoint import (
+    explained,
+    is_embeddings_model,
+    quantisation,
+    read_object,
+    refuse_missing_weights,
+)
 from ..models.device import Device
 from ..models.model_errors import SourceError
+from .quantization import Quantization, quantize_on_processor, torchao_options
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +67,16 @@ RECOMMENDED = {
 class ChatWeights:
     tokenizer: PreTrainedTokenizerFast
     model: PreTrainedModel
+    quantization: str | None
+    """The method that its weights are quantised with: that of the files, or that of the setting"""
 
 
-def read_chat_model(path: Path, device: Device, *, trust_remote_code: bool) -> ChatWeights:
+def read_chat_model(
+    path: Path, device: Device, *, trust_remote_code: bool, quantization: Quantization = "none"
+) -> ChatWeights:
     """The tokenizer and the weights of a chat model.
 
-    path: its folder or its GGUF file.
+    path: its folder or its GGUF file. quantization: for plain weights.
 
     Raises SourceError for what is no chat model, OSError for missing files, and whatever
     transformers raises for corrupt ones.
@@ -81,7 +93,16 @@ def read_chat_model(path: Path, device: Device, *, trust_remote_code: bool) -> C
                 f"it is {kind} and not a chat model", f"set {SETTING}=<an instruction-tuned model>"
             )
         tokenizer = read_tokenizer(folder, options)
-        return ChatWeights(tokenizer, read_model(folder, config, device, options))
+        if quantization == "none":
+            method = "gguf" if folder != path else quantisation(config.to_dict())
+            return ChatWeights(tokenizer, read_model(folder, config, device, options), method)
+        if is_quantised(config, options):
+            raise SourceError("it is already quantised", "set INFER_QUANTIZATION=none")
+        options |= torchao_options(quantization, device.torch_device)
+        model = read_model(folder, config, device, options)
+        if device.torch_device.type == "cpu":
+            quantize_on_processor(model, quantization)
+        return ChatWeights(tokenizer, model, quantization)
 
 
 def other_kind(config: PreTrainedConfig, folder: Path) -> str | None:
@@ -128,6 +149,26 @@ def read_tokenizer(folder: Path, options: dict[str, Any]) -> PreTrainedTokenizer
     return tokenizer
 
 
+def read_own_tokenizer(
+    folder: Path, base: PreTrainedTokenizerFast
+) -> PreTrainedTokenizerFast | None:
+    """The tokenizer of an adapter, with a template for chat; None where the folder has no template.
+
+    base: that of the base model, for an adapter that has a template alone. Raises SourceError.
+    """
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if not isinstance(tokenizer, PreTrainedTokenizerFast) or not tokenizer.chat_template:
+            return None
+    elif (file := folder / "chat_template.jinja").is_file():
+        tokenizer = copy.deepcopy(base)
+        tokenizer.chat_template = file.read_text("utf-8")
+    else:
+        return None
+    check_syntax(tokenizer)
+    return tokenizer
+
+
 def check_syntax(tokenizer: PreTrainedTokenizerFast) -> None:
     """Raises SourceError for a chat template that jinja2 cannot read."""
     probe = [{"role": "user", "content": "q"}]
@@ -160,24 +201,16 @@ def read_model(
 
     Raises SourceError for a model that writes no text, and for weights that are missing.
     """
-    parts = (config, config.get_text_config())
-    given = [each for part in parts if (each := getattr(part, "quantization_config", None))]
-    is_quantised = bool(given) or "gguf_file" in options
-    if given:
-        AutoQuantizationConfig.from_dict(dict(given[0]))  # from_pretrained reads on without it
-    if is_quantised and device.torch_device.type != "cpu":
+    quantised = is_quantised(config, options) or "quantization_config" in options
+    if quantised and device.torch_device.type != "cpu":
         # Quantised weights cannot be moved. On a CPU some methods want no device to be named.
         options = options | {"device_map": {"": str(device.torch_device)}}
     model, report = auto_class(config).from_pretrained(
         folder, dtype=device.dtype, output_loading_info=True, **options
     )
-    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
-        raise SourceError(
-            f"its files lack {len(missing)} of its weights",
-            f"{missing[0]} is not in {folder}: copy or download the model anew",
-        )
+    refuse_missing_weights(report["missing_keys"], folder)
     unread = [key for key in sorted(report["unexpected_keys"]) if key.endswith(OF_QUANTISED)]
-    if unread and not is_quantised:
+    if unread and not quantised:
         raise SourceError(
             "its weights are quantised, and its config.json does not say how",
             f"{unread[0]} is in {folder}, and quantization_config is not in config.json",
@@ -187,8 +220,17 @@ def read_model(
             f"it is a {type(model).__name__}, which writes no text",
             f"set {SETTING}=<a chat model>",
         )
-    on_device: PreTrainedModel = model if is_quantised else model.to(device.torch_device)
+    on_device: PreTrainedModel = model if quantised else model.to(device.torch_device)
     return on_device.eval()
+
+
+def is_quantised(config: PreTrainedConfig, options: dict[str, Any]) -> bool:
+    """True for files with quantised weights. Raises ValueError for a method unknown to transformers."""
+    for part in (config, config.get_text_config()):
+        if given := getattr(part, "quantization_config", None):
+            AutoQuantizationConfig.from_dict(dict(given))  # from_pretrained reads on without it
+            return True
+    return "gguf_file" in options
 
 
 def auto_class(config: PreTrainedConfig) -> Any:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from ...settings import Settings
 from ..deadline import Deadline
+from ..metrics import Metrics
 from ..models.admission import Admission
 from ..models.model import Model
 from ..models.model_errors import DeadlineExceeded, InvalidInput
+from ..models.request_metrics import RequestMeter, RequestMetrics, unregistered
 from ..threads import run_in_pool
 from .scheduler import EmbeddingScheduler
+from .scheduler_metrics import SchedulerMetrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,10 +50,17 @@ class BatchedModel(Model):
             max_texts + settings.max_queue, max_tokens + settings.max_queue_tokens
         )
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self._meter = unregistered()
 
     @property
     def alive(self) -> bool:
         return self._scheduler.alive
+
+    def measure(self, metrics: Metrics, name: str) -> None:
+        requests = metrics.group(RequestMetrics)
+        requests.watch(name, self._scheduler.load)
+        self._meter = requests.of(name)
+        self._scheduler.meter = metrics.group(SchedulerMetrics).of(name)
 
     def unload(self) -> None:
         self._scheduler.stop()
@@ -64,12 +74,16 @@ class BatchedModel(Model):
         estimate: of the tokens, before they are known. Raises Overloaded, Unavailable,
         DeadlineExceeded, and what `tokenize` raises.
         """
+        meter = RequestMeter(self._meter)
         try:
             with self._admission.enter(estimate) as admitted:
                 async with asyncio.timeout_at(deadline.time):
                     items = await run_in_pool(self._executor, tokenize)
                     admitted.tokens = sum(map(len, items))
-                    return await self._scheduler.submit(items), admitted.tokens
+                    with meter.submitted(admitted.tokens):
+                        rows = await self._scheduler.submit(items)
+                        meter.ended(0, "stop")
+                    return rows, admitted.tokens
         except TimeoutError as error:
             raise DeadlineExceeded(deadline.seconds) from error
 

@@ -62,8 +62,9 @@ class CrossEncoder(TokenModel[TokenPair]):
 
     @classmethod
     def load(cls, folder: Path, device: Device, *, trust_remote_code: bool = False) -> Self:
-        """Raises ValueError for what is not supported and for weights that are missing, OSError for
-        missing files."""
+        """Raises ValueError for what is not supported, SourceError for weights that are missing,
+        OSError for other files.
+        """
         layout = read_model_layout(folder)
         if layout.modules:
             kind = layout.modules[0][0]

@@ -11,7 +11,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ..models.device import Device
 from .head import read_head
-from .layout import FEATURES, Layout, read_json, read_model_layout
+from .layout import FEATURES, Layout, read_model_layout, read_module_config
 from .pooling import pool, read_modes
 from .token_model import TokenModel, load_transformer
 
@@ -36,8 +36,9 @@ class Encoder(TokenModel[Sequence[int]]):
 
     @classmethod
     def load(cls, folder: Path, device: Device, *, trust_remote_code: bool = False) -> Self:
-        """Raises ValueError for what is not supported and for weights that are missing, OSError for
-        missing files."""
+        """Raises ValueError for what is not supported, SourceError for weights and settings that are
+        missing, OSError for other files.
+        """
         layout = read_model_layout(folder)
         if layout.task != FEATURES:
             raise ValueError(f"The model is made for {layout.task}; it gives no vectors.")
@@ -89,13 +90,13 @@ class Encoder(TokenModel[Sequence[int]]):
 
 
 def read_modes_of(layout: Layout) -> tuple[str, ...]:
-    """The poolings of a model. Raises ValueError if it has none, or one that is not here."""
+    """The poolings of a model. Raises ValueError if it has none, or one that is not here, and
+    SourceError if the file that names them is missing.
+    """
     if layout.modules is None:
         return ("mean",)  # as sentence-transformers takes it for a model without its files
     kind, folder = layout.modules[0] if layout.modules else ("", layout.transformer)
     if kind != "Pooling":
         found = f"the module {kind}" if kind else "nothing"
         raise ValueError(f"The model has {found} where its pooling is expected.")
-    return read_modes(
-        read_json(folder / "config.json"), has_prompts=any(layout.prompts.texts.values())
-    )
+    return read_modes(read_module_config(folder), has_prompts=any(layout.prompts.texts.values()))

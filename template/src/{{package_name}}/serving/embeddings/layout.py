@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.checkpoint import transformer_folder
-from ..models.model_errors import InvalidInput
+from ..models.model_errors import InvalidInput, SourceError
 
 TRANSFORMER_FILES = [
     f"sentence_{family}_config.json"
@@ -19,7 +19,16 @@ FEATURES = "feature-extraction"
 SCORES = "sequence-classification"
 """Tasks of a transformer, in sentence-transformers' words"""
 
-OURS = ("trust_remote_code", "dtype", "torch_dtype", "device_map", "cache_dir", "revision", "token")
+OURS = (
+    "trust_remote_code",
+    "dtype",
+    "torch_dtype",
+    "device_map",
+    "cache_dir",
+    "revision",
+    "token",
+    "ignore_mismatched_sizes",
+)
 """Arguments that a model's files do not decide"""
 
 PROMPTS_BY_TYPE = {
@@ -163,6 +172,17 @@ def options(config: Mapping[str, Any], name: str, older_name: str) -> dict[str, 
     """
     given = config.get(name) or config.get(older_name) or {}
     return {key: value for key, value in given.items() if key not in OURS}
+
+
+def read_module_config(folder: Path) -> dict[str, Any]:
+    """The settings of a module after the transformer. Raises SourceError if they are missing."""
+    config: dict[str, Any] = read_json(folder / "config.json")
+    if not config:
+        raise SourceError(
+            f"its module {folder.name} has no config.json",
+            f"{folder} lacks it: copy or download the model anew",
+        )
+    return config
 
 
 def read_json(path: Path) -> Any:

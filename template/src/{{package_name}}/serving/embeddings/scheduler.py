@@ -15,6 +15,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ..models.model_errors import Unavailable
+from ..models.request_metrics import Load
+from .scheduler_metrics import SchedulerMeter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,6 +118,7 @@ class EmbeddingScheduler:
         stall_seconds: a batch that takes longer never ends: its thread is given up.
         prepare: is called first in each thread.
         """
+        self.meter: SchedulerMeter | None = None
         self._compute = compute
         self._stall_seconds = stall_seconds
         self._prepare = prepare
@@ -145,6 +148,12 @@ class EmbeddingScheduler:
         now = time.monotonic()
         started = [start for start, _ in list(self._computing.values())]
         return self._end is None and all(now - each <= self._stall_seconds for each in started)
+
+    def load(self) -> Load:
+        """The texts that are computed, and those that wait."""
+        return Load(
+            sum(len(batch) for _, batch in list(self._computing.values())), len(self._waiting)
+        )
 
     async def submit(self, inputs: Sequence[Sized]) -> "list[Tensor]":
         """One [D] vector for each text. Raises Unavailable when the model fails."""
@@ -233,6 +242,8 @@ class EmbeddingScheduler:
                 logger.exception("a text of %d tokens failed", batch[0].length)
                 self._fail(batch, "The model failed on this input.")
         else:
+            if self.meter:
+                self.meter.computed([item.length for item in batch])
             self._deliver_finite(batch, vectors)
 
     def _deliver_finite(self, batch: list[QueuedText], vectors: "Tensor") -> None:

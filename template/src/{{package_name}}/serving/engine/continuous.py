@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from threading import Thread
 from typing import NamedTuple
 
@@ -16,8 +17,11 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from ..models.model_errors import Unavailable
+from ..models.request_metrics import Load
 from ..threads import WorkThread
+from .adapter_mix import AdapterMix
 from .base_engine import TokenStream
+from .engine_metrics import EngineMeter
 from .oom_retry import install_oom_retry
 from .sampling import SamplingState, sample_into_logits
 from .sampling_params import SamplingParams
@@ -27,13 +31,20 @@ from .transformers_private import (
     Row,
     StepSampler,
     allocate_cache,
+    cache_share,
     has_failed,
+    in_batch,
     longest_sequence,
     make_manager,
     manager_log_muted,
+    on_preemption,
+    on_prefix_search,
+    queue_seconds,
     remove_handler,
+    separate_prefixes,
     set_step_limits,
     step_limits,
+    step_requests,
     thread_of,
     wrap_step,
 )
@@ -53,8 +64,9 @@ CANCELLED = SamplingState(SamplingParams(max_tokens=0, temperature=0.0), [], [],
 class CheckSequence(SamplingState):
     """A sequence whose every token is known: the batch's logits for each are kept."""
 
-    def __init__(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
-        super().__init__(SamplingParams(max_tokens=len(answer), temperature=0.0), [], [], [])
+    def __init__(self, prompt: Sequence[int], answer: Sequence[int], adapter: int = 0) -> None:
+        params = SamplingParams(max_tokens=len(answer), temperature=0.0, adapter=adapter)
+        super().__init__(params, [], [], [])
         self.prompt = list(prompt)
         self.answer = list(answer)
         self._logits: dict[int, Tensor] = {}
@@ -94,14 +106,19 @@ class ContinuousBatchingEngine:
         max_batch_requests: int,
         prefix_caching: bool = True,
         stall_seconds: float = math.inf,
+        adapters: AdapterMix | None = None,
+        kv_width: int | None = None,
     ) -> None:
         """Takes the memory of the KV cache and starts the thread.
 
         prefix_caching: prompts that begin alike are computed once, where the model allows it.
         stall_seconds: a step that takes longer never ends.
+        adapters: those of the model, if it has any.
+        kv_width: see `key_value_width`.
 
         Raises ValueError (or what transformers raises) for a model that cannot be batched.
         """
+        self.meter: EngineMeter | None = None
         self._model = model
         self._eos_token_ids = list(eos_token_ids)
         self.max_sequences = max_batch_requests
@@ -120,6 +137,8 @@ class ContinuousBatchingEngine:
             max_requests_per_batch=max_batch_requests,
             allow_block_sharing=prefix_caching,
             per_request_processors=True,
+            # Flash attention may read pages itself, unless their keys and values are packed.
+            max_blocks_per_request=None if kv_width is None else 0,
             # The engine keeps the rows of a step between two calls, which needs these two off.
             use_cuda_graph=False,
             use_async_batching=False,
@@ -130,19 +149,51 @@ class ContinuousBatchingEngine:
             config,
             StepSampler(self._begin_step, self._sample),
         )
-        allocate_cache(self._manager)  # here, so that a failure is raised here
+        allocate_cache(self._manager, kv_width)  # here, so that a failure is raised here
         capacity = longest_sequence(self._manager)
         text_config = model.config.get_text_config()
         context = getattr(text_config, "max_position_embeddings", capacity)
         self.max_length: int = min(capacity, context)
         self.vocabulary: int = model.get_input_embeddings().weight.size(0)
-        install_oom_retry(self._manager)
+        install_oom_retry(self._manager, self._count_split)
+        on_prefix_search(self._manager, self._count_prefix)
+        on_preemption(self._manager, self._count_preemptions)
+        if adapters is not None:
+            separate_prefixes(self._manager, adapter_of)
+            wrap_step(self._manager, partial(self._run_mixed_step, adapters))
         wrap_step(self._manager, self._run_step)
         self._manager.start()
 
     def _run_step(self, step: Callable[[], None]) -> None:
         with self._watch.step():
             step()
+
+    def _count_split(self) -> None:
+        if self.meter:
+            self.meter.oom_splits.inc()
+
+    def _count_prefix(self, prompt_tokens: int, found: int) -> None:
+        if self.meter:
+            self.meter.prefix_queries.inc(prompt_tokens)
+            self.meter.prefix_hits.inc(found)
+
+    def _count_preemptions(self, count: int) -> None:
+        if self.meter:
+            self.meter.preemptions.inc(count)
+
+    def load(self) -> Load:
+        running = min(in_batch(self._manager), len(self._running))
+        return Load(running, len(self._running) - running)
+
+    def cache_usage(self) -> float:
+        return cache_share(self._manager)
+
+    def _run_mixed_step(self, adapters: AdapterMix, step: Callable[[], None]) -> None:
+        requests = step_requests(self._manager)
+        # By the id alone, as the request may have been cancelled by now.
+        runs = [(adapter_of(each.state.request_id), each.query_length) for each in requests]
+        adapters.assign(runs, self._model.device)
+        step()
 
     def _begin_step(self, rows: Sequence[Row]) -> None:
         self._rows = []
@@ -151,6 +202,8 @@ class ContinuousBatchingEngine:
             if state is not None:
                 state.advance(tokens)
             self._rows.append(state or CANCELLED)
+        if self.meter:
+            self.meter.batch.observe(len(rows))
 
     def _sample(self, logits: Tensor) -> None:
         sample_into_logits(logits[: len(self._rows)], self._rows)
@@ -161,7 +214,7 @@ class ContinuousBatchingEngine:
         return not stalled and not has_failed(self._manager)
 
     def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
-        stream = TokenStream(len(params))
+        stream = TokenStream(len(params), params[0].adapter)
         self._loop = asyncio.get_running_loop()
         if not self._running and not self._watch.computing:
             self._watch.moves()
@@ -176,7 +229,7 @@ class ContinuousBatchingEngine:
     def _add(
         self, prompt: list[int], params: SamplingParams, stream: TokenStream, index: int
     ) -> None:
-        request_id = f"{stream.id}-{index}"
+        request_id = request_id_of(stream, index)
         self._running[request_id] = RunningSequence(stream, index)
         self._states[request_id] = SamplingState(
             params, prompt, self._eos_token_ids, stream.logprobs[index]
@@ -195,7 +248,7 @@ class ContinuousBatchingEngine:
 
     def cancel(self, stream: TokenStream, index: int | None = None) -> None:
         for each in range(len(stream.counts)) if index is None else [index]:
-            request_id = f"{stream.id}-{each}"
+            request_id = request_id_of(stream, each)
             if request_id in self._running:
                 self._manager.cancel_request(request_id)
                 self._forget(request_id)
@@ -211,7 +264,7 @@ class ContinuousBatchingEngine:
         deadline = time.monotonic() + seconds
         with self._manager.pause():  # or the first could finish before the last is added
             for number, each in enumerate(sequences):
-                request_id = f"check-{number}"
+                request_id = f"{each.params.adapter}:check-{number}"
                 self._states[request_id] = each
                 self._manager.add_request(
                     each.prompt,
@@ -271,6 +324,8 @@ class ContinuousBatchingEngine:
         if running is None:
             return
         stream, index = running
+        if not stream.counts[index] and stream.meter is not None:
+            stream.meter.started(queue_seconds(output))
         # The output repeats every token so far.
         stream.put(index, output.generated_tokens[stream.counts[index] :])
         if output.error is not None:
@@ -284,6 +339,15 @@ class ContinuousBatchingEngine:
     def _forget(self, request_id: str) -> None:
         del self._running[request_id], self._states[request_id]
         remove_handler(self._manager, request_id)
+
+
+def request_id_of(stream: TokenStream, index: int) -> str:
+    """The manager's id of a sequence, from which `adapter_of` reads the adapter."""
+    return f"{stream.adapter}:{stream.id}-{index}"
+
+
+def adapter_of(request_id: str) -> int:
+    return int(request_id.partition(":")[0])
 
 
 def interrupt(thread: Thread) -> None:

@@ -42,6 +42,8 @@ class SamplingParams:
     """Restricts the tokens of the answer; None for free text"""
     thought: "ThoughtParams | None" = None
     """A thought before the answer, where it matters to the grammar or has a limit"""
+    adapter: int = 0
+    """Number of the adapter that computes the answer; 0 for the base model alone"""
 
     def end_tokens(self, eos_token_ids: Sequence[int]) -> list[int]:
         """The tokens that end the answer, given the model's own."""

@@ -5,6 +5,7 @@ import logging
 import math
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,10 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_utils import PreTrainedModel
 
 from ..models.model_errors import Unavailable
+from ..models.request_metrics import Load
+from .adapter_mix import AdapterMix
 from .base_engine import TokenStream
+from .engine_metrics import EngineMeter
 from .sampling import SamplingState, sample_into_logits
 from .sampling_params import SamplingParams
 from .stall import StallWatch
@@ -37,6 +41,7 @@ class Job:
     index: int
     loop: asyncio.AbstractEventLoop
     cancelled: threading.Event = field(default_factory=threading.Event)
+    queued: float = field(default_factory=time.perf_counter)
 
 
 class SequentialSampler(LogitsProcessor):
@@ -90,16 +95,20 @@ class SequentialEngine:
         max_length: int,
         reason: str | None = None,
         stall_seconds: float = math.inf,
+        adapters: AdapterMix | None = None,
     ) -> None:
         """
         Args:
             reason: why this model is not batched.
             stall_seconds: a step that takes longer never ends, see TOKENS_OF_A_PASS.
+            adapters: those of the model, if it has any.
         """
+        self.meter: EngineMeter | None = None
         self.max_length = max_length
         self.reason = reason
         self.vocabulary: int = model.get_input_embeddings().weight.size(0)
         self._model = model
+        self._adapters = adapters
         self._eos_token_ids = list(eos_token_ids)
         self._watch = StallWatch(stall_seconds)
         self._stopping = False
@@ -113,10 +122,17 @@ class SequentialEngine:
     def alive(self) -> bool:
         return not self._ended and self._thread.is_alive() and not self._watch.stalled()
 
+    def load(self) -> Load:
+        running = min(len(self._jobs), 1)
+        return Load(running, len(self._jobs) - running)
+
+    def cache_usage(self) -> float:
+        return 0.0
+
     def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
         if not self.alive:
             raise Unavailable("The model stopped working and is being restarted.")
-        stream = TokenStream(len(params))
+        stream = TokenStream(len(params), params[0].adapter)
         for index, each in enumerate(params):
             state = SamplingState(each, prompt, self._eos_token_ids, stream.logprobs[index])
             job = Job(prompt, state, stream, index, asyncio.get_running_loop())
@@ -141,6 +157,10 @@ class SequentialEngine:
         while self.alive:
             self._thread.join(1.0)
         self._fail_all()  # of a thread that hangs
+
+    def _tell_start(self, job: Job, now: float) -> None:
+        if job.stream.meter is not None:
+            job.stream.meter.started(now - job.queued)
 
     def _finish(self, job: Job, error: Exception | None) -> None:
         self._jobs.pop((job.stream.id, job.index), None)
@@ -174,6 +194,7 @@ class SequentialEngine:
         error: Exception | None = None
         try:
             if not job.cancelled.is_set():
+                job.loop.call_soon_threadsafe(self._tell_start, job, time.perf_counter())
                 # The prompt is read in one pass, whatever its length.
                 with self._watch.step(passes=1 + len(job.prompt) // TOKENS_OF_A_PASS):
                     self._generate(job)
@@ -186,6 +207,8 @@ class SequentialEngine:
 
     def _generate(self, job: Job) -> None:
         no_eos = [-1]  # None would mean the model's own
+        if self._adapters is not None:
+            self._adapters.use(job.stream.adapter)
         input_ids = torch.tensor([job.prompt], device=self._model.device)
         self._model.generate(
             input_ids,

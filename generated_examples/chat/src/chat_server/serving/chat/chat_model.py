@@ -1,25 +1,38 @@
 """Chat: a conversation in, text out. It turns text into tokens and back; the engine generates."""
 
 import asyncio
+import copy
+import logging
 import math
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from ...settings import Settings
 from ..deadline import Deadline
 from ..engine.base_engine import Engine, TokenStream
+from ..engine.engine_metrics import EngineMetrics
 from ..engine.sampling_params import SamplingOptions, SamplingParams
 from ..engine.thought import ThoughtParams
+from ..metrics import Metrics
 from ..models.admission import Admission
 from ..models.device import Device
-from ..models.hub import LOADING, fetch_model
+from ..models.hub import LOADING, fetch_adapter, fetch_model
 from ..models.model import Model
-from ..models.model_errors import ContextExceeded, DeadlineExceeded, InvalidInput, Overloaded
+from ..models.model_errors import (
+    ContextExceeded,
+    DeadlineExceeded,
+    InvalidInput,
+    LoadFailed,
+    Overloaded,
+    SourceError,
+)
 from ..models.progress_bar import weights_progress
+from ..models.request_metrics import ModelMeter, RequestMeter, RequestMetrics, unregistered
 from ..threads import run_in_pool
 from .options import ChatOptions
 from .output_parser import Chunk, OutputParser, TokenDecoder
@@ -31,7 +44,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from ..engine.grammar import Grammar
+    from .adapters import ChatAdapter, ChatAdapters
     from .grammar_compiler import GrammarCompiler
+
+logger = logging.getLogger(__name__)
 
 MAX_GRAMMARS = 16
 """Limit of the requests whose grammars are compiled or wait for it; most are cached"""
@@ -47,8 +63,10 @@ class Generation:
         parsers: Sequence[OutputParser],
         engine: Engine,
         eos_token_ids: Sequence[int],
+        meter: RequestMeter,
     ) -> None:
         self.prompt_tokens = prompt_tokens
+        self.meter = meter
         self._stream = stream
         self._parsers = parsers
         self._engine = engine
@@ -75,10 +93,18 @@ class Generation:
             if stop:
                 stopped.add(index)
                 self._engine.cancel(self._stream, index)
-                yield parser.finish(parser.reason("stop"), stopped=True)
+                yield self._finish(parser, "stop", stopped=True)
             elif finished:
                 ended = bool(tokens) and tokens[-1] in self._eos_token_ids
-                yield parser.finish(parser.reason("stop" if ended else "length"))
+                yield self._finish(parser, "stop" if ended else "length")
+
+    def _finish(
+        self, parser: OutputParser, reason: Literal["stop", "length"], *, stopped: bool = False
+    ) -> Chunk:
+        """The last chunk of a sequence."""
+        chunk = parser.finish(parser.reason(reason), stopped=stopped)
+        self.meter.ended(chunk.index, chunk.finish_reason or reason)
+        return chunk
 
 
 class ChatModel(Model):
@@ -95,8 +121,11 @@ class ChatModel(Model):
         eos_token_ids: Sequence[int],
         default_max_tokens: int,
         max_thinking_tokens: int = 0,
+        tool_prompt: bool = False,
         default_sampling: SamplingOptions,
         admission: Admission,
+        quantization: str | None = None,
+        adapters: "ChatAdapters | None" = None,
     ) -> None:
         self._engine = engine
         self._grammars = grammars
@@ -105,19 +134,41 @@ class ChatModel(Model):
         self._max_thinking_tokens = max_thinking_tokens
         self._default_sampling = default_sampling
         self._admission = admission
-        self._prompts = PromptEncoder(tokenizer, engine.max_length)
+        self._quantization = quantization
+        self._tool_prompt = tool_prompt
+        self._prompts = PromptEncoder(tokenizer, engine.max_length, tool_prompt=tool_prompt)
+        if self._prompts.writes_tools:
+            logger.info("the chat template has no tool calls: the service writes tools as text")
         self._tokenizer = tokenizer
         self._decoder = TokenDecoder(tokenizer)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         # Compiling a grammar can take seconds, and must not delay requests without one.
         self._grammar_executor = ThreadPoolExecutor(2, thread_name_prefix="grammar")
-        self._grammars_waiting = 0
+        self._grammars_waiting: list[ChatOptions] = []
+        self._meter = unregistered()
+        self._adapter = 0
+        """Number of the adapter in the engine; 0 for the base model"""
+        self._own_end_tokens: tuple[int, ...] = ()
+        """The tokens that end the adapter's answers beside the base model's"""
+        ready = adapters.ready.items() if adapters else ()
+        self._refused_adapters = adapters.refused if adapters else {}
+        self._variants: dict[str, ChatModel] = {
+            name: self._with_adapter(adapter) for name, adapter in ready
+        }
 
     @classmethod
-    def load(cls, source: str, device: Device, settings: Settings, revision: str = "") -> Self:
+    def load(
+        cls,
+        source: str,
+        device: Device,
+        settings: Settings,
+        revision: str = "",
+        adapters: Mapping[str, str] | None = None,
+    ) -> Self:
         """Reads the weights and starts the engine. Blocks.
 
         revision: commit, tag or branch on the hub; empty for the newest.
+        adapters: hub id or local folder of each adapter, by name.
         """
         path = fetch_model(
             source,
@@ -125,10 +176,11 @@ class ChatModel(Model):
             revision=revision,
             trust_remote_code=settings.trust_remote_code,
         )
+        folders = {name: adapter_folder(each) for name, each in (adapters or {}).items()}
         with LOADING, weights_progress():
             from .loading import load_chat_model  # imports torch and transformers
 
-            parts = load_chat_model(path, device, settings)
+            parts = load_chat_model(path, device, settings, folders)
         engine = parts.engine
         return cls(
             parts.tokenizer,
@@ -137,12 +189,43 @@ class ChatModel(Model):
             eos_token_ids=parts.eos_token_ids,
             default_max_tokens=settings.default_max_tokens,
             max_thinking_tokens=settings.max_thinking_tokens,
+            tool_prompt=settings.tool_prompt,
             default_sampling=parts.default_sampling,
             admission=Admission(
                 engine.max_sequences + settings.max_queue,
                 settings.kv_cache_tokens + settings.max_queue_tokens,
             ),
+            quantization=parts.quantization,
+            adapters=parts.adapters,
         )
+
+    def _with_adapter(self, adapter: "ChatAdapter") -> "ChatModel":
+        """The same model, engine and admission, answering with an adapter."""
+        model = copy.copy(self)
+        model.use_adapter(adapter)
+        return model
+
+    def use_adapter(self, adapter: "ChatAdapter") -> None:
+        """Answers with this adapter from now on, and with its tokenizer if it has one."""
+        self._adapter = adapter.number
+        self._own_end_tokens = adapter.end_tokens
+        if adapter.tokenizer is not None:
+            self._tokenizer = adapter.tokenizer
+            self._prompts = PromptEncoder(
+                adapter.tokenizer, self._engine.max_length, tool_prompt=self._tool_prompt
+            )
+            self._decoder = TokenDecoder(adapter.tokenizer)
+
+    def variant(self, name: str) -> "ChatModel":
+        """The model with one of its adapters. Raises LoadFailed for one that could not be loaded."""
+        if reason := self._refused_adapters.get(name):
+            message = f"The adapter {name!r} could not be loaded: {reason}."
+            raise LoadFailed(message, permanent=True)
+        return self._variants[name]
+
+    @property
+    def refused_variants(self) -> Mapping[str, str]:
+        return self._refused_adapters
 
     @property
     def alive(self) -> bool:
@@ -155,7 +238,23 @@ class ChatModel(Model):
     @property
     def details(self) -> Mapping[str, str | None]:
         reason = self._engine.reason
-        return {"engine": "sequential" if reason else "continuous", "engine_reason": reason}
+        return {
+            "engine": "sequential" if reason else "continuous",
+            "engine_reason": reason,
+            "quantization": self._quantization,
+        }
+
+    def measure(self, metrics: Metrics, name: str) -> None:
+        requests = metrics.group(RequestMetrics)
+        requests.watch(name, self._engine.load)
+        self.count_with(requests.of(name))
+        for adapter, model in self._variants.items():
+            model.count_with(requests.of(adapter))
+        self._engine.meter = metrics.group(EngineMetrics).of(name, self._engine)
+
+    def count_with(self, meter: ModelMeter) -> None:
+        """Counts requests with this meter from now on."""
+        self._meter = meter
 
     def unload(self) -> None:
         self._engine.stop()
@@ -177,6 +276,7 @@ class ChatModel(Model):
         token is generated.
         """
         deadline = deadline or Deadline(math.inf)
+        meter = RequestMeter(self._meter)
         # Before any work, so that a refusal costs nothing.
         answer_tokens = options.max_tokens or self._default_max_tokens
         estimate = (conversation.estimated_tokens + answer_tokens) * options.n
@@ -190,7 +290,7 @@ class ChatModel(Model):
             raise DeadlineExceeded(deadline.seconds) from error
         params = self._params(prompt, conversation.name, options, grammar, thought)
         admitted.tokens = (len(prompt) + params[0].max_tokens) * options.n
-        stream = resources.enter_context(self._generate(prompt, params, deadline))
+        stream = resources.enter_context(self._generate(prompt, params, deadline, meter))
         parsers = [
             OutputParser(
                 index,
@@ -206,7 +306,7 @@ class ChatModel(Model):
             for index in range(options.n)
         ]
         ends = params[0].end_tokens(self._eos_token_ids)
-        return Generation(len(prompt), stream, parsers, self._engine, ends)
+        return Generation(len(prompt), stream, parsers, self._engine, ends, meter)
 
     def _marks(self, options: ChatOptions, opening: Opening) -> tuple[str, ...]:
         """The marks that the parsers of an answer look for."""
@@ -221,8 +321,8 @@ class ChatModel(Model):
         return splitter(self._prompts.thinking, opening, frame)
 
     def _parser(self, options: ChatOptions) -> ToolCallParser | None:
-        layout = self._prompts.layout
-        if layout is None or not options.tools:
+        layout = self._prompts.layout if options.tools else None
+        if layout is None:
             return None
         free: Literal["text", "either"] = "text" if options.form is None else "either"
         answer = "call" if options.must_call else free
@@ -231,14 +331,22 @@ class ChatModel(Model):
 
     @contextmanager
     def _generate(
-        self, prompt: list[int], params: Sequence[SamplingParams], deadline: Deadline
+        self,
+        prompt: list[int],
+        params: Sequence[SamplingParams],
+        deadline: Deadline,
+        meter: RequestMeter,
     ) -> Iterator[TokenStream]:
         """Leaving the block frees the request's slots in the batch."""
         stream = self._engine.submit(prompt, params)
+        stream.meter = meter
         late = DeadlineExceeded(deadline.seconds)
         timer = asyncio.get_running_loop().call_at(deadline.time, stream.fail, late)
         try:
-            yield stream
+            with meter.submitted(len(prompt), len(params)):
+                yield stream
+                if stream.failed:  # an error that became the last event of the answer
+                    meter.failed()
         finally:
             timer.cancel()
             self._engine.cancel(stream)
@@ -247,14 +355,14 @@ class ChatModel(Model):
         """Raises InvalidInput or Overloaded."""
         if not options.tools and options.form is None:
             return None
-        if self._grammars_waiting >= MAX_GRAMMARS:
+        if len(self._grammars_waiting) >= MAX_GRAMMARS:
             raise Overloaded("Too many schemas wait to be compiled.")
-        self._grammars_waiting += 1
+        self._grammars_waiting.append(options)
         try:
             compiling = partial(self._grammar, options, opening)
             return await run_in_pool(self._grammar_executor, compiling)
         finally:
-            self._grammars_waiting -= 1
+            self._grammars_waiting.pop()
 
     def _encode(
         self, conversation: ChatPrompt | TextPrompt, options: ChatOptions
@@ -290,12 +398,20 @@ class ChatModel(Model):
         if any(token >= vocabulary for token in sampling.get("stop_token_ids", ())):
             message = f"stop_token_ids: tokens go from 0 to {vocabulary - 1}"
             raise InvalidInput(message, "stop_token_ids")
+        if self._own_end_tokens and not sampling.get("ignore_eos"):
+            own = (*sampling.get("stop_token_ids", ()), *self._own_end_tokens)
+            sampling["stop_token_ids"] = own
         seed = random.getrandbits(63) if options.seed is None else options.seed
         # Answer 0 is the one that a request for a single answer with this seed would get.
         seeds = [seed, *(random.Random(f"{seed}/{i}").getrandbits(63) for i in range(1, options.n))]
         return [
             SamplingParams(
-                max_tokens=max_tokens, seed=each, grammar=grammar, thought=thought, **sampling
+                max_tokens=max_tokens,
+                seed=each,
+                grammar=grammar,
+                thought=thought,
+                adapter=self._adapter,
+                **sampling,
             )
             for each in seeds
         ]
@@ -341,7 +457,9 @@ class ChatModel(Model):
         if options.tools:
             if self._prompts.layout is None:
                 raise InvalidInput(
-                    "tools: the model's chat template writes no calls that can be read", "tools"
+                    "tools: the model's chat template writes no calls that can be read; with"
+                    " INFER_TOOL_PROMPT=true the service describes the tools itself",
+                    "tools",
                 )
             try:
                 return self._grammars.tool_calls(
@@ -362,3 +480,11 @@ class ChatModel(Model):
             return self._grammars.form(form, thinking)
         except ValueError as error:
             raise InvalidInput(f"{form.param}: {error}", form.param) from error
+
+
+def adapter_folder(source: str) -> Path | SourceError:
+    """The folder of an adapter, or why there is none: that must not fail the base model."""
+    try:
+        return fetch_adapter(source)
+    except SourceError as error:
+        return error

@@ -31,6 +31,11 @@ class ThinkingFormat:
     """The answer is a series of messages, each with a channel in its head, as in OpenAI's harmony"""
 
     @property
+    def begin_mark(self) -> str:
+        """The beginning of `begin` that is a token of its own with most models"""
+        return "".join(self.begin.partition(">")[:2])
+
+    @property
     def marks(self) -> tuple[str, ...]:
         return HARMONY_MARKS if self.channels else (self.begin, self.end)
 
@@ -105,19 +110,31 @@ def thought_params(
             begun=True,
             free=False,
             closing=encode(thinking.end + rest),
+            closes=partial(is_inside_message, tokenizer),
             max_tokens=max_tokens,
         )
     first, end = encode(thinking.begin)[0], encode(thinking.end)
     # Where it is spelled in ordinary tokens, the grammar may begin with the same one.
     own = tokenizer.added_tokens_decoder.get(first)
     return ThoughtParams(
-        begins=partial(begins_with, tokenizer, str(own) if own else thinking.begin),
+        begins=partial(begins_with_token, tokenizer, first)
+        if own
+        else partial(begins_with, tokenizer, thinking.begin),
         ends=partial(ends_with, tokenizer, thinking.end, end),
         begin_token=first if own else None,
         begun=opening == "begun",
         closing=end if len(end) == 1 else encode(f"\n{thinking.end}"),
         max_tokens=max_tokens,
     )
+
+
+def begins_with_token(
+    tokenizer: "PreTrainedTokenizerFast", mark: int, tokens: Sequence[int]
+) -> bool | None:
+    if tokens[-1] == mark:
+        return True
+    # Once other text has begun, the mark is none any more.
+    return False if str(tokenizer.decode(list(tokens))).strip() else None
 
 
 def begins_with(
@@ -141,6 +158,13 @@ def leaves_analysis(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[int])
     """True in the head of a message that is not a thought."""
     text = str(tokenizer.decode(list(tokens[-16:])))
     return bool(re.search(r"(<\|channel\|>(final|commentary)|to=)[^<]*$", text))
+
+
+def is_inside_message(tokenizer: "PreTrainedTokenizerFast", tokens: Sequence[int]) -> bool:
+    """True in the text of a message, where its end may come, and not in its head."""
+    marks = {str(tokenizer.decode([token])): place for place, token in enumerate(tokens)}
+    heads = [marks.get(mark, -1) for mark in ("<|end|>", "<|start|>", "<|channel|>")]
+    return max(heads) < marks.get(MESSAGE, -1)
 
 
 class Piece(NamedTuple):
@@ -214,11 +238,15 @@ class TagSplitter:
 
     def _find_begin(self, pieces: list[Piece]) -> None:
         """Of a thought that the prompt has begun, models may write the beginning again."""
-        begin, text = self._thinking.begin, self._held.lstrip()
-        if text.startswith(begin):
-            self._take(pieces, "thought", len(self._held) - len(text) + len(begin), "")
+        begin, mark = self._thinking.begin, self._thinking.begin_mark
+        text = self._held.lstrip()
+        if begin.startswith(text) and text != begin:
+            return
+        if text.startswith(mark):
+            begun = begin if text.startswith(begin) else mark
+            self._take(pieces, "thought", len(self._held) - len(text) + len(begun), "")
             self._place = "begin"
-        elif not begin.startswith(text):
+        else:
             self._place = "begin" if self._begun else "after"
 
     def _find_end(self, pieces: list[Piece]) -> None:

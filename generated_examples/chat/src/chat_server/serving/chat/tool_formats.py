@@ -53,6 +53,15 @@ class ToolLayout:
         return self.trigger.lstrip("[ \n").startswith("{")
 
 
+HERMES = ToolLayout(
+    trigger="<tool_call>",
+    prefix='<tool_call>\n{"name": "',
+    middle='", "arguments": ',
+    between='}\n</tool_call>\n<tool_call>\n{"name": "',
+    suffix="}\n</tool_call>",
+)
+
+
 @dataclass(frozen=True)
 class WrittenFormat:
     """A format that chat templates write."""
@@ -82,6 +91,7 @@ WRITTEN = (
     WrittenFormat(
         r"<arg_key>probekey(?P<open></arg_key>\s*<arg_value>)probevalue(?P<close></arg_value>\s*)",
         lambda found: TaggedArguments("<arg_key>", found["open"], found["close"]),
+        after=r"<\|observation\|>",
     ),
     # LFM2
     WrittenFormat(r"probekey=(?P<quote>['\"])probevalue(?P=quote)", lambda _: KeywordArguments()),
@@ -106,6 +116,8 @@ TOLD = (
             suffix="",
         ),
     ),
+    # Falcon H1, whose calls may have the name first as well
+    (("<tool_call>", "{'arguments': <args-dict>, 'name': <function-name>}"), HERMES),
     # Granite 3
     (
         ("<|tool_call|>", "JSON list of tools"),
@@ -134,6 +146,9 @@ TOLD = (
 
 PROBE_ID = re.compile(r',\s*"(id|tool_call_id)":\s*"probeid\d+"')
 """An id after the arguments. Models leave it out, as the server makes the ids."""
+
+EMPTY_CONTENT = re.compile(r"^<\|python_start\|><\|python_end\|>")
+"""Marks of Llama 4 around the text before a call, of which the prompt says nothing"""
 
 TAG = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
 
@@ -189,7 +204,7 @@ def layout_in(
     prefix = found["prefix"]
     if thinking and thinking.end in prefix:
         prefix = prefix.rpartition(thinking.end)[2]
-    prefix = prefix.lstrip()
+    prefix = EMPTY_CONTENT.sub("", prefix.lstrip())
     return ToolLayout(
         trigger=trigger_of(prefix),
         prefix=prefix,

@@ -30,12 +30,16 @@ STEPS_TO_GROW = 100
 their KV cache."""
 
 
-def install_oom_retry(manager: ContinuousBatchingManager) -> None:
+def install_oom_retry(
+    manager: ContinuousBatchingManager, on_split: Callable[[], None] = lambda: None
+) -> None:
     """Makes the manager repeat a step that does not fit in two halves.
 
     A request that does not fit alone fails, and the others go on.
+
+    on_split: is called for each step that does not fit
     """
-    wrap_step(manager, OomRetry(manager).run)
+    wrap_step(manager, OomRetry(manager, on_split).run)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -46,8 +50,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 class OomRetry:
     """Runs the steps of one manager and adapts their limits."""
 
-    def __init__(self, manager: ContinuousBatchingManager) -> None:
+    def __init__(self, manager: ContinuousBatchingManager, on_split: Callable[[], None]) -> None:
         self._manager = manager
+        self._on_split = on_split
         self._most_requests, self._most_tokens = step_limits(manager)
         self._steps = 0
 
@@ -58,6 +63,7 @@ class OomRetry:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            self._on_split()
             self._halve(error)
             discard_step(self._manager)
             if torch.accelerator.is_available():

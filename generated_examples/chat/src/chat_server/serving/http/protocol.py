@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from .body import LINGER_SECONDS, LINGER_SIZE
 from .errors import APIError, error_response
-from .middleware import asks_for_health
+from .middleware import asks_for_probe
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def health_only(app: ASGIApp) -> ASGIApp:
     """The app for connections beyond the limit: answers health, refuses everything else."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and asks_for_health(scope):
+        if scope["type"] == "http" and asks_for_probe(scope):
             await app(scope, receive, send)
         else:
             await error_response(too_many_connections())(scope, receive, send)

@@ -2,15 +2,20 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+
+from safetensors import SafetensorError
 
 from .model_errors import SourceError
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+NAME_OF_WEIGHTS = re.compile(r"[^\s/\\']+\.(?:safetensors|bin)\b")
 
 TOKENIZERS = (
     "tokenizer.json",
@@ -124,10 +129,14 @@ def refuse_adapter(folder: Path, setting: str) -> None:
     if not file.is_file():
         return
     base = read_object(file).get("base_model_name_or_path") or "its base model"
+    merge = (
+        f"merge it into {base} with peft's merge_and_unload(), save model and tokenizer into a "
+        f"folder without adapter_config.json, and set {setting}=<that folder>"
+    )
+    beside = f"set {setting}={base} and INFER_CHAT_ADAPTERS=<name>={folder}, or "
     raise SourceError(
         "its folder holds an adapter (LoRA or another kind of PEFT) and not a whole model",
-        f"merge it into {base} with peft's merge_and_unload(), save model and tokenizer into a "
-        f"folder without adapter_config.json, and set {setting}=<that folder>",
+        beside + merge if setting == "INFER_CHAT_MODEL" else merge,
     )
 
 
@@ -186,6 +195,17 @@ def is_embeddings_model(folder: Path) -> bool:
     return (folder / "modules.json").is_file()
 
 
+def refuse_missing_weights(missing: Collection[str], folder: Path) -> None:
+    """Raises SourceError for weights that a folder lacks: transformers fills them with random
+    numbers.
+    """
+    if missing:
+        raise SourceError(
+            f"its files lack {len(missing)} of its weights",
+            f"{min(missing)} is not in {folder}: copy or download the model anew",
+        )
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one if there is none."""
     try:
@@ -202,9 +222,9 @@ def explained(path: Path, setting: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:
-        if isinstance(error, SourceError):
-            raise
+    except SourceError:
+        raise
+    except Exception as error:
         known = known_problem(error, setting) or quantisation_problem(error, path)
         if known is None:
             raise
@@ -213,6 +233,8 @@ def explained(path: Path, setting: str) -> Iterator[None]:
 
 def known_problem(error: Exception, setting: str) -> SourceError | None:
     """The failure behind an error that transformers raises while it reads any model."""
+    if damage := damaged_weights(error):
+        return damage
     message = " ".join(str(error).split())
     other = f"set {setting}=<another model>"
     if "trust_remote_code" in message:
@@ -236,6 +258,22 @@ def known_problem(error: Exception, setting: str) -> SourceError | None:
             "transformers on a machine that has these",
         )
     return None
+
+
+def damaged_weights(error: Exception) -> SourceError | None:
+    """The failure of a file with weights that is missing, cut off or not what its name says."""
+    part = NAME_OF_WEIGHTS.search(str(error))
+    if isinstance(error, FileNotFoundError) and part:
+        reason, said = f"a part of its weights is missing ({part[0]})", str(error)
+    elif isinstance(error, (EOFError, SafetensorError, UnpicklingError)):
+        reason = "a file of its weights is damaged or cut off"
+        said = str(error).partition(".")[0] or "it is empty"
+    elif "ignore_mismatched_sizes" in str(error):
+        reason = "its weights do not have the sizes that its config.json says"
+        said = "the line before lists them"
+    else:
+        return None
+    return SourceError(reason, f"{said}: copy or download the model anew")
 
 
 def quantisation_problem(error: Exception, path: Path) -> SourceError | None:

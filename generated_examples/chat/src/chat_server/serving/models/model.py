@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..metrics import Metrics
 from .device import Device
 
 
@@ -22,6 +23,18 @@ class Model(ABC):
     @property
     def details(self) -> Mapping[str, str | None]:
         """Fields for `/health`, named as those of `health.LoadedModel`."""
+        return {}
+
+    def measure(self, metrics: Metrics, name: str) -> None:  # noqa: B027
+        """Counts in these metrics from now on, under this name. Called once, after the load."""
+
+    def variant(self, name: str) -> "Model":
+        """The model under one of the names of `ModelSpec.variants`. Raises LoadFailed."""
+        raise NotImplementedError
+
+    @property
+    def refused_variants(self) -> Mapping[str, str]:
+        """Why variants could not be loaded, by name. The end of a sentence for clients."""
         return {}
 
     @abstractmethod
@@ -43,3 +56,5 @@ class ModelSpec:
     """
     aliases: tuple[str, ...] = ()
     """Other names that clients may use, for example the folder of the weights."""
+    variants: tuple[str, ...] = ()
+    """Names of models that are loaded with this one, such as its adapters: see `Model.variant`."""

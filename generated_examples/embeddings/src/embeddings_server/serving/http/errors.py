@@ -21,6 +21,7 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
@@ -157,9 +158,21 @@ def envelope_for(error: HTTPException) -> ErrorEnvelope:
     return ErrorEnvelope(error=ErrorDetail(message=json.dumps(detail, default=str), **known))
 
 
+class ErrorResponse(JSONResponse):
+    """The answer to a request that failed. It leaves the code of its error in the request's state."""
+
+    def __init__(self, error: HTTPException) -> None:
+        self.code = getattr(error, "code", None)
+        body = envelope_for(error).model_dump()
+        super().__init__(body, error.status_code, headers=error.headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["error_code"] = self.code
+        await super().__call__(scope, receive, send)
+
+
 def error_response(error: HTTPException) -> JSONResponse:
-    body = envelope_for(error).model_dump()
-    return JSONResponse(body, error.status_code, headers=error.headers)
+    return ErrorResponse(error)
 
 
 def location(loc: Sequence[str | int], body: object, *, missing: bool = False) -> str | None:

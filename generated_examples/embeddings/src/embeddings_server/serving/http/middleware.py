@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from fastapi import status
@@ -25,6 +26,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from .drain import Drain
 from .errors import APIError, error_response, internal_error, shutting_down
+from .http_metrics import HTTPMetrics
 from .logs import STANDARD_FIELDS, request_id_var
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ CLIENT_CLOSED_REQUEST = 499
 """nginx's status in the access log for a client that closed the connection before the answer"""
 
 HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
+METRICS_PATH = "/metrics"
 DOCS_PATHS = ("/docs", "/openapi.json")
 
 
@@ -41,6 +44,16 @@ def asks_for_health(scope: Scope) -> bool:
     """True for the health paths, which load balancers call without a key and during a shutdown."""
     path: str = scope["path"]
     return path.rstrip("/") in HEALTH_PATHS
+
+
+def asks_for_metrics(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path.rstrip("/") == METRICS_PATH
+
+
+def asks_for_probe(scope: Scope) -> bool:
+    """True for what the infrastructure asks for, by address and at any time."""
+    return asks_for_health(scope) or asks_for_metrics(scope)
 
 
 def asks_for_docs(scope: Scope) -> bool:
@@ -69,6 +82,12 @@ def status_of(message: Message) -> int | None:
     return None
 
 
+def announced_length(scope: Scope) -> int | None:
+    """Bytes of the body that the head of the request announces."""
+    length = Headers(scope=scope).get("content-length", "")
+    return int(length) if length.isdecimal() else None
+
+
 def size_of(message: Message) -> int:
     """Bytes of the body, or of the WebSocket's message, in a message."""
     text = message.get("text") or ""
@@ -76,12 +95,15 @@ def size_of(message: Message) -> int:
 
 
 class RequestContextMiddleware:
-    """Outermost: the request id and one access line."""
+    """Outermost: the request id, one access line and the metrics of the request."""
 
     VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: HTTPMetrics, log_probes: bool = False) -> None:
+        """log_probes: probes leave an access line too, and not only where they fail"""
         self.app = app
+        self.metrics = metrics
+        self.log_probes = log_probes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -111,19 +133,31 @@ class RequestContextMiddleware:
         except ClientDisconnect:
             response_status = CLIENT_CLOSED_REQUEST
         finally:
-            own = {k: v for k, v in state["log_fields"].items() if k not in STANDARD_FIELDS}
-            access_logger.info(
-                "request",
-                extra={
-                    **own,
-                    "method": method,
-                    "path": scope["path"],
-                    "status": response_status or CLIENT_CLOSED_REQUEST,
-                    "duration_ms": round((time.perf_counter() - started) * 1000, 1),
-                    "bytes": sent,
-                    "client": scope["client"][0] if scope.get("client") else None,
-                },
+            answered = response_status or CLIENT_CLOSED_REQUEST
+            seconds = time.perf_counter() - started
+            self.metrics.answered(
+                handler=state.get("handler"),
+                method=method,
+                status=answered,
+                seconds=seconds,
+                request_bytes=announced_length(scope),
+                response_bytes=sent,
+                reason=state.get("error_code"),
             )
+            if answered >= 400 or self.log_probes or not asks_for_probe(scope):
+                own = {k: v for k, v in state["log_fields"].items() if k not in STANDARD_FIELDS}
+                access_logger.info(
+                    "request",
+                    extra={
+                        **own,
+                        "method": method,
+                        "path": scope["path"],
+                        "status": answered,
+                        "duration_ms": round(seconds * 1000, 1),
+                        "bytes": sent,
+                        "client": scope["client"][0] if scope.get("client") else None,
+                    },
+                )
             request_id_var.reset(token)
 
 
@@ -188,7 +222,7 @@ class ErrorMiddleware:
 
 
 class TrustedHostMiddleware:
-    """Refuses requests to hosts that are not listed, except for health: kubelets use addresses.
+    """Refuses requests to hosts that are not listed, except for probes: these use addresses.
 
     It stops DNS rebinding: a page whose own name resolves to this address could read answers.
     """
@@ -207,7 +241,7 @@ class TrustedHostMiddleware:
         return name in self.hosts or bool(self.suffixes and name.endswith(self.suffixes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or asks_for_health(scope):
+        if scope["type"] not in ("http", "websocket") or asks_for_probe(scope):
             await self.app(scope, receive, send)
             return
         host = Headers(scope=scope).get("host", "")
@@ -266,34 +300,50 @@ class RouteMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
-            scope = {**scope, "path": route_path(scope)}
+            path, handler = route_of(scope)
+            scope["state"]["handler"] = handler
+            scope = {**scope, "path": path}
             if scope["type"] == "http" and scope["method"] == "HEAD":
-                has_head = any(match is Match.FULL for match, _ in matches(scope, scope["path"]))
+                has_head = any(each.match is Match.FULL for each in matches(scope, scope["path"]))
                 scope["method"] = "HEAD" if has_head else "GET"  # the server drops the body
         await self.app(scope, receive, send)
 
 
-def matches(scope: Scope, path: str) -> Iterator[tuple[Match, bool]]:
-    """The matches of routes with a path, and whether each is that of a mounted app."""
+class RouteMatch(NamedTuple):
+    """A route that has a path, with this method or another one."""
+
+    match: Match
+    path: str
+    """The path of the route, with its parameters as names"""
+    mounted: bool
+    """It is another app, and what is below its path is for that app to resolve."""
+
+
+def matches(scope: Scope, path: str) -> Iterator[RouteMatch]:
     asked = {**scope, "path": path}
     for context in iter_route_contexts(scope["app"].routes):
         match, _ = context.matches(asked)
         if match is not Match.NONE:
-            yield match, isinstance(context.route, Mount)
+            mounted = isinstance(context.route, Mount)
+            yield RouteMatch(match, context.path or "/", mounted)
 
 
-def route_path(scope: Scope) -> str:
-    """The path of the route that is meant, or the path unchanged if there is none."""
+def route_of(scope: Scope) -> tuple[str, str | None]:
+    """The request's path as the route has it that is meant, and the path of that route.
+
+    The request's own path and None if there is none.
+    """
     path: str = scope["path"]
     bare = path.rstrip("/")
-    for candidate in (bare, f"{bare}/") if bare else ():
-        mounted = False
-        for _, mounted in matches(scope, candidate):
-            if not mounted:
-                return candidate
-        if mounted:  # paths below a mounted app are for that app to resolve
-            return path if path.startswith(candidate) else candidate
-    return path
+    for candidate in (bare, f"{bare}/") if bare else ("/",):
+        mounted = None
+        for found in matches(scope, candidate):
+            if not found.mounted:
+                return candidate, found.path
+            mounted = found.path
+        if mounted is not None:
+            return path if path.startswith(candidate) else candidate, mounted
+    return path, None
 
 
 class DrainMiddleware:
@@ -304,7 +354,7 @@ class DrainMiddleware:
         self.drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or asks_for_health(scope):
+        if scope["type"] not in ("http", "websocket") or asks_for_probe(scope):
             await self.app(scope, receive, send)
             return
         if self.drain.draining:
@@ -336,9 +386,16 @@ class DrainMiddleware:
 class APIKeyMiddleware:
     """Asks for `Authorization: Bearer KEY`, except where a load balancer asks for health."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], public_docs: bool = False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[str],
+        public_docs: bool = False,
+        public_metrics: bool = False,
+    ) -> None:
         self.app = app
         self.public_docs = public_docs
+        self.public_metrics = public_metrics
         self.keys = [key.encode() for key in keys]
 
     def accepts(self, authorization: str) -> bool:
@@ -348,7 +405,11 @@ class APIKeyMiddleware:
         return scheme.lower() == "bearer" and any(matches)
 
     def is_open(self, scope: Scope) -> bool:
-        return asks_for_health(scope) or (self.public_docs and asks_for_docs(scope))
+        return (
+            asks_for_health(scope)
+            or (self.public_docs and asks_for_docs(scope))
+            or (self.public_metrics and asks_for_metrics(scope))
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or self.is_open(scope):

@@ -5,6 +5,10 @@ class ModelError(Exception):
     """The model cannot answer. The message is written for the client."""
 
 
+class ConfigurationError(ValueError):
+    """The settings do not say which models to serve. The message is one line for the operator."""
+
+
 class UnknownModel(ModelError):
     """No such model is configured, or it does not do what was asked of it."""
 

@@ -1,6 +1,6 @@
 """The modules of sentence-transformers that follow the pooling: Dense, LayerNorm, Normalize."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .layout import read_json
+from ..models.model_errors import SourceError
+from .layout import read_module_config
 
 
 class Dense(nn.Module):
@@ -49,43 +50,51 @@ class Normalize(nn.Module):
         return nn.functional.normalize(vectors, dim=-1)
 
 
+WITH_WEIGHTS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    "Dense": Dense,
+    "LayerNorm": VectorNorm,
+}
+
+
 def read_head(modules: Sequence[tuple[str, Path]]) -> nn.Sequential:
     """The modules with their weights. They compute in float32, which costs nothing beside the
-    transformer. Raises ValueError for a module that is not here, and for weights that are missing.
+    transformer. Raises ValueError for a module that is not here, SourceError for missing files.
     """
     return nn.Sequential(*(read_module_of_head(kind, path) for kind, path in modules)).eval()
 
 
 def read_module_of_head(kind: str, folder: Path) -> nn.Module:
-    config = read_json(folder / "config.json")
+    if kind == "Normalize":
+        return Normalize()
+    if kind == "Dropout":  # in training alone
+        return nn.Identity()
+    if kind not in WITH_WEIGHTS:
+        raise ValueError(f"The model needs the module {kind}, which is not supported.")
+    config = read_module_config(folder)
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, "sentence_embedding"):
             raise ValueError(f"The module {kind} has {key} {config[key]}, which is not supported.")
-    match kind:
-        case "Dense":
-            return with_weights(Dense(config), folder)
-        case "LayerNorm":
-            return with_weights(VectorNorm(config), folder)
-        case "Normalize":
-            return Normalize()
-        case "Dropout":  # in training alone
-            return nn.Identity()
-        case _:
-            raise ValueError(f"The model needs the module {kind}, which is not supported.")
+    return with_weights(WITH_WEIGHTS[kind](config), folder)
 
 
 def with_weights(module: nn.Module, folder: Path) -> nn.Module:
-    """The module with the weights of its folder. Raises ValueError unless they are its own."""
+    """The module with the weights of its folder. Raises SourceError unless they are its own."""
     if (file := folder / "model.safetensors").is_file():
         weights = load_file(file)
     elif (file := folder / "pytorch_model.bin").is_file():
         weights = torch.load(file, map_location="cpu", weights_only=True)
     else:
-        raise ValueError(f"{folder} has no weights (model.safetensors).")
+        raise SourceError(
+            f"its module {folder.name} has no weights",
+            f"{folder} lacks model.safetensors: copy or download the model anew",
+        )
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{file} does not fit its module: {error}") from error
+        raise SourceError(
+            f"the weights of its module {folder.name} are not those that its config.json describes",
+            f"{error}; copy or download the model anew",
+        ) from error
     return module.float()
 
 

@@ -4,14 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from ...settings import Settings
 from ..deadline import Deadline
-from ..models.checkpoint import explained
+from ..models.checkpoint import architecture, explained
 from ..models.device import Device
 from ..models.hub import LOADING, fetch_model
-from ..models.model_errors import ContextExceeded
+from ..models.model_errors import ContextExceeded, SourceError
 from ..models.progress_bar import weights_progress
 from .batched_model import THREADS, BatchedModel, slices
 
@@ -46,10 +47,16 @@ class RerankModel(BatchedModel):
         self._encoder = encoder
 
     @classmethod
-    def load(cls, source: str, device: Device, settings: Settings) -> Self:
-        """Reads the weights and starts the threads. Blocks."""
+    def load(cls, source: str, device: Device, settings: Settings, revision: str = "") -> Self:
+        """Reads the weights and starts the threads. Blocks.
+
+        revision: commit, tag or branch on the hub; empty for the newest.
+        """
         trust_remote_code = settings.trust_remote_code
-        folder = fetch_model(source, RERANK_SETTING, trust_remote_code=trust_remote_code)
+        folder = fetch_model(
+            source, RERANK_SETTING, revision=revision, trust_remote_code=trust_remote_code
+        )
+        refuse_other_task(folder)
         with LOADING, weights_progress():
             from .cross_encoder import CrossEncoder  # imports torch and transformers
 
@@ -105,3 +112,13 @@ class RerankModel(BatchedModel):
                 self._check_vocabulary(pair.ids, f"The query with document {index}", "documents")
                 tokenized.append(pair)
         return tokenized
+
+
+def refuse_other_task(folder: Path) -> None:
+    """Raises SourceError for a model without the layer that gives scores."""
+    name = architecture(folder)
+    if name and not name.endswith("ForSequenceClassification"):
+        raise SourceError(
+            f"it is a {name} and not a cross-encoder, whose class is one for sequence classification",
+            f"set {RERANK_SETTING}=<a cross-encoder>",
+        )

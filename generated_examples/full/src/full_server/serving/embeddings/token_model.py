@@ -17,6 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
+from ..models.checkpoint import refuse_missing_weights
 from ..models.device import Device
 from .layout import Layout
 
@@ -115,7 +116,7 @@ def load_transformer(
 
     auto_class: of transformers. uses_pooler: the weights of the model's own pooler count.
 
-    Raises ValueError for weights that are missing, OSError for files.
+    Raises SourceError for weights that are missing, OSError for files.
     """
     disable_progress_bar()
     folder = layout.transformer
@@ -133,10 +134,8 @@ def load_transformer(
         **trust,
         **layout.model_options,
     )
-    # transformers fills them with random numbers.
-    missing = sorted(name for name in report["missing_keys"] if uses_pooler or not is_pooler(name))
-    if missing:
-        raise ValueError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
+    missing = [name for name in report["missing_keys"] if uses_pooler or not is_pooler(name)]
+    refuse_missing_weights(missing, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, **trust, **layout.tokenizer_options)
     if tokenizer.is_fast:  # its file may set both
         tokenizer.backend_tokenizer.no_truncation()

@@ -3,9 +3,23 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ..models.request_metrics import Load
 from .sampling_params import SamplingParams, TokenLogprob
+
+if TYPE_CHECKING:
+    from .engine_metrics import EngineMeter
+
+
+class TokenMeter(Protocol):
+    """Is told of the tokens of a stream, on the event loop."""
+
+    def started(self, queue_seconds: float) -> None:
+        """A sequence got its slot after so many seconds."""
+
+    def tokens(self, sequence: int, count: int) -> None:
+        """A sequence has got so many tokens more."""
 
 
 class TokenBatch(NamedTuple):
@@ -21,13 +35,16 @@ class TokenStream:
     """The sequences that answer one prompt. The engine fills it on the event loop, one reader
     empties it."""
 
-    def __init__(self, sequences: int = 1) -> None:
+    def __init__(self, sequences: int = 1, adapter: int = 0) -> None:
+        """adapter: number of the adapter that computes the sequences; 0 for none"""
         self.id = uuid.uuid4().hex
+        self.adapter = adapter
         self.counts = [0] * sequences
         """Tokens put so far, by sequence"""
         self.logprobs: list[list[TokenLogprob]] = [[] for _ in range(sequences)]
         """By sequence and token, if the request asks for them. The inference thread appends to it,
         and a token is put only after its entry."""
+        self.meter: TokenMeter | None = None
         self._open = set(range(sequences))
         self._waiting: dict[int, list[int]] = {}
         self._error: Exception | None = None
@@ -37,8 +54,14 @@ class TokenStream:
     def closed(self) -> bool:
         return not self._open
 
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
+
     def put(self, index: int, tokens: Sequence[int]) -> None:
         self.counts[index] += len(tokens)
+        if tokens and self.meter is not None:
+            self.meter.tokens(index, len(tokens))
         self._waiting.setdefault(index, []).extend(tokens)
         self._changed.set()
 
@@ -74,6 +97,9 @@ class Engine(Protocol):
     All methods but `stop` belong to the event loop.
     """
 
+    meter: "EngineMeter | None"
+    """Counts what the engine does; None before the service measures it"""
+
     @property
     def max_length(self) -> int:
         """The most tokens that one sequence can hold, prompt and answer together."""
@@ -93,6 +119,12 @@ class Engine(Protocol):
     @property
     def alive(self) -> bool:
         """False when the thread that computes has died."""
+
+    def load(self) -> Load:
+        """The sequences in the batch, and those that wait for a slot."""
+
+    def cache_usage(self) -> float:
+        """The share of the KV cache in use, 0 to 1; 0 for an engine without one of its own."""
 
     def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
         """Queues one sequence for each of `params`, each of which fits `max_length`.

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ from torch.nn import functional
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from .adapter_mix import AdapterMix
 from .continuous import PAGE_SIZE, CheckSequence, ContinuousBatchingEngine
-from .transformers_private import makes_wanted_logits
+from .transformers_private import cache_of, key_value_width, makes_wanted_logits
 
-CAPS = ("attn_logit_softcapping", "attn_logit_softcap", "attn_softcap", "attention_logit_cap")
+CAPS = ("attn_logit_softcap", "attn_softcap", "attention_logit_cap")
 ALIBI = (("position_embedding_type", "alibi"), ("model_type", "bloom"))
 
 SHORT_PROMPT = 2
@@ -41,8 +42,12 @@ TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}
 """Largest `distance` between batch and plain pass that is rounding.
 
 Measured: 3e-6, 0.008 and 0.07 with gemma-3-270m, less with a dozen tiny random models. Attention
-that is wrong gave 0.3 and more, but for capped scores, which `known_obstacle` knows.
+that is wrong gave 0.3 and more, but for scores without their cap: `capped_attention` caps them,
+and `known_obstacle` knows the models that have theirs under another name.
 """
+
+CHECKED_ADAPTERS = 8
+"""Adapters that are checked, the first ones. All are computed alike."""
 
 PATIENCE = 30.0
 """Seconds that the batch may take beyond a multiple of what the plain pass took"""
@@ -60,6 +65,8 @@ def known_obstacle(config: PreTrainedConfig) -> str | None:
             return "its positions are ALiBi biases, which a packed batch gets wrong"
         if key == "rope_type" and ("dynamic" in value or value == "longrope"):
             return f"its positions ({value} RoPE) depend on the longest text in the batch"
+        if key == "keep_window_size" and value:
+            return f"its attention keeps as many tokens ({key}) of the whole batch"
     return None
 
 
@@ -86,17 +93,22 @@ def fit_tokens(model: PreTrainedModel, tokens: Sequence[int], kv_cache_tokens: i
     return list(islice(cycle(tokens), length + LONG_ANSWER))
 
 
-def make_check_sequences(tokens: Sequence[int]) -> list[CheckSequence]:
+def make_check_sequences(tokens: Sequence[int], adapter: int = 0) -> list[CheckSequence]:
     """A short and a long beginning of one text, each with what follows there as its answer.
 
     One plain pass over the text says what both must give.
+
+    adapter: number of the adapter that computes them; 0 for none
     """
     length = len(tokens) - LONG_ANSWER
     chunk = chunk_size(length)
     # The short answer goes on until both sequences generate.
     passes = 1 + math.ceil((length - chunk + SHORT_PROMPT) / (chunk - 1))
     lengths = (SHORT_PROMPT, passes + 1), (length, LONG_ANSWER)
-    return [CheckSequence(tokens[:prompt], tokens[prompt : prompt + n]) for prompt, n in lengths]
+    return [
+        CheckSequence(tokens[:prompt], tokens[prompt : prompt + n], adapter)
+        for prompt, n in lengths
+    ]
 
 
 @contextmanager
@@ -168,9 +180,22 @@ def chunk_size(length: int) -> int:
     return max(SHORT_PROMPT + 3, length // 4)
 
 
+class PlainPass(NamedTuple):
+    """Results of one forward pass over the text of the check."""
+
+    logits: Tensor
+    """[N, V] float32, a row for each token of the answers"""
+    kv_width: int | None
+    """See `key_value_width`"""
+
+
 @torch.inference_mode()
-def plain_logits(model: PreTrainedModel, sequences: Sequence[CheckSequence]) -> Tensor:
-    """[N, V] float32, a row for each token of the answers, from one forward pass over the text."""
+def plain_pass(
+    model: PreTrainedModel, sequences: Sequence[CheckSequence], adapters: AdapterMix | None = None
+) -> PlainPass:
+    """adapters: those of the model, of which all sequences have the same one"""
+    if adapters is not None:
+        adapters.use(sequences[0].params.adapter)
     text = sequences[-1].prompt + sequences[-1].answer
     ids = torch.tensor([text], device=model.device)
     rows = torch.tensor(
@@ -178,8 +203,13 @@ def plain_logits(model: PreTrainedModel, sequences: Sequence[CheckSequence]) -> 
         device=model.device,
     )
     if makes_wanted_logits(model):  # the others cost as much as the rest of a small model
-        return torch.as_tensor(model(ids, use_cache=False, logits_to_keep=rows).logits[0]).float()
-    return torch.as_tensor(model(ids, use_cache=False).logits[0, rows]).float()
+        output = model(ids, use_cache=True, logits_to_keep=rows)
+        logits = output.logits[0]
+    else:
+        output = model(ids, use_cache=True)
+        logits = output.logits[0, rows]
+    width = key_value_width(model.config.get_text_config(), cache_of(output))
+    return PlainPass(torch.as_tensor(logits).float(), width)
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:
@@ -201,12 +231,14 @@ def check_batch(
 ) -> None:
     """Runs the sequences in one batch and compares each step with the plain pass.
 
-    expected: [N, V] logits of that pass; plain_seconds: what it took.
+    sequences: those of the base model, then those of each adapter, all of one text.
+    expected: [N, V] logits of the plain passes; plain_seconds: what these took.
 
     Raises RuntimeError when the batch fails or computes something else, TimeoutError when it takes
     too long.
     """
-    chunk = chunk_size(len(sequences[-1].prompt))
+    with_adapters = len({each.params.adapter for each in sequences})
+    chunk = chunk_size(len(sequences[-1].prompt)) * with_adapters
     engine.run_check(sequences, chunk, seconds=PATIENCE + 10 * plain_seconds)
     actual = torch.cat([each.logits() for each in sequences])
     error = distance(actual[:, :COMPARED_LOGITS], expected[:, :COMPARED_LOGITS])

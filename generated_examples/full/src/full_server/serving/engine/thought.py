@@ -21,6 +21,8 @@ class ThoughtParams:
     """The grammar holds after the thought only; else it describes the thought, too"""
     closing: Sequence[int] = ()
     """Tokens that end a thought that is too long"""
+    closes: Callable[[Sequence[int]], bool] = lambda _: True
+    """True if `closing` may come after these tokens"""
     max_tokens: int = 0
     """0 for a thought of any length"""
 
@@ -50,6 +52,8 @@ class ThoughtState:
         """The only token that may come next; None for any"""
         limit = self._params.max_tokens
         if self._place != "in" or not limit or len(self._tokens) < limit:
+            return None
+        if not self._closed and not self._params.closes(self._tokens):
             return None
         return self._params.closing[self._closed]
 

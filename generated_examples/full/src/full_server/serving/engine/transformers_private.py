@@ -8,14 +8,25 @@ new minor version breaks this file at most.
 """
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from threading import Thread
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
-from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    AttentionInterface,
+    Cache,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedConfig,
+)
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
 )
@@ -32,6 +43,10 @@ from transformers.generation.continuous_batching.requests import (
     RequestState,
     RequestStatus,
 )
+from transformers.generation.continuous_batching.utils import (
+    find_head_dim,
+    find_num_key_value_heads,
+)
 from transformers.generation.continuous_batching.utils import logger as manager_logger
 from transformers.modeling_utils import PreTrainedModel
 
@@ -42,21 +57,32 @@ __all__ = [
     "StepSampler",
     "allocate_cache",
     "attention_of",
+    "cache_of",
+    "cache_share",
     "discard_step",
     "fail_request",
     "has_failed",
+    "in_batch",
+    "key_value_width",
     "longest_sequence",
     "make_manager",
     "makes_wanted_logits",
     "manager_log_muted",
+    "on_preemption",
+    "on_prefix_search",
+    "queue_seconds",
     "remove_handler",
     "requeue",
+    "separate_prefixes",
     "set_step_limits",
     "step_limits",
     "step_requests",
     "thread_of",
     "wrap_step",
 ]
+
+GROUP_SIZE = 2**21
+"""More than the tokens of any vocabulary"""
 
 Row = tuple[str, list[int]]
 """Request id and the tokens that the request has generated so far"""
@@ -132,14 +158,159 @@ def make_manager(
     return manager
 
 
-def allocate_cache(manager: ContinuousBatchingManager) -> None:
+def allocate_cache(manager: ContinuousBatchingManager, width: int | None = None) -> None:
     """Creates the KV cache and writes to all of it.
+
+    width: see `key_value_width`; None: the shape of keys and values is as the configuration says.
 
     The manager creates it at the first request otherwise, and the system takes the memory as it is
     used: a machine that has too little says so now, not under load.
     """
-    manager.warmup()
-    _processor(manager).cache.cache_tensor.zero_()
+    with packed_shape(manager.model.config, width) if width else nullcontext():
+        manager.warmup()
+    cache = _processor(manager).cache
+    cache.__class__ = BatchCache
+    cache.width = width
+    cache.step = weakref.ref(_processor(manager).inputs_and_outputs)
+    cache.cache_tensor.zero_()
+    model = manager.model
+    if attention_of(model) == "paged|eager" and caps_scores(model.config):
+        model.set_attn_implementation(CAPPED)  # now, as the masks depend on the name
+
+
+class BatchCache(PagedAttentionCache):
+    """The pages of a batch, for models too whose code does more or less than the manager expects."""
+
+    width: int | None
+    step: Callable[[], Any]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The tokens before those of the step. Positions are given, so that nothing is added."""
+        return 0
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        kwargs: dict[str, Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Writes the keys and values of a step, and returns them with those before them."""
+        if kwargs is None or "cu_seq_lens_k" not in kwargs:  # the model's code has not kept them
+            kwargs = dict(self.step().get_model_kwargs())
+        shapes = key_states.shape, value_states.shape
+        if self.width is not None:
+            key_states, value_states = pack(key_states, value_states, self.width)
+        states: tuple[Tensor, Tensor]
+        states = super().update(key_states, value_states, layer_idx, kwargs)
+        return states if self.width is None else unpack(*states, *shapes)
+
+
+def pack(key: Tensor, value: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Two [1, 1, N, width] tensors with the numbers of [1, H, N, D] keys and values of any H and D."""
+    rows = torch.cat([each[0].transpose(0, 1).flatten(1) for each in (key, value)], dim=-1)
+    if rows.size(-1) > 2 * width:
+        raise ValueError(f"keys and values take {rows.size(-1)} numbers instead of {2 * width}")
+    rows = functional.pad(rows, (0, 2 * width - rows.size(-1)))
+    return rows[None, None, :, :width], rows[None, None, :, width:]
+
+
+def unpack(
+    first: Tensor, second: Tensor, key_shape: torch.Size, value_shape: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """The keys and values that `pack` has put together. There may be more of them by now."""
+    rows = torch.cat([first[0, 0], second[0, 0]], dim=-1)
+    (_, key_heads, _, key_size), (_, value_heads, _, value_size) = key_shape, value_shape
+    keys = key_heads * key_size
+    key, value = rows[:, :keys], rows[:, keys : keys + value_heads * value_size]
+    key, value = key.view(-1, key_heads, key_size), value.view(-1, value_heads, value_size)
+    return key.transpose(0, 1)[None], value.transpose(0, 1)[None]
+
+
+def key_value_width(config: PreTrainedConfig, cache: object) -> int | None:
+    """Numbers that half of a token's keys and values take, in the layer where they are the most.
+
+    None where all keys and values have the shape that the manager reads from the configuration. It
+    knows one shape for all. Multi-head latent attention has other keys than values, and some models
+    have layers of two kinds.
+
+    config: of the text model; cache: what a plain pass has left.
+    """
+    if not isinstance(cache, Cache):
+        return None
+    layers = [each for each in cache.layers if isinstance(getattr(each, "keys", None), Tensor)]
+    shapes = {(each.keys.shape[1], each.keys.shape[3]) for each in layers}
+    shapes |= {(each.values.shape[1], each.values.shape[3]) for each in layers}
+    with suppress(Exception):  # whatever a configuration raises that has several
+        if shapes <= {(find_num_key_value_heads(config), find_head_dim(config))}:
+            return None
+    numbers = [each.keys[0, :, 0].numel() + each.values[0, :, 0].numel() for each in layers]
+    return (int(max(numbers)) + 1) // 2
+
+
+class PackedShape:
+    """A configuration whose keys and values are one head of `width` numbers."""
+
+    num_key_value_heads = 1
+
+    def __init__(self, config: PreTrainedConfig, width: int) -> None:
+        self.head_dim = width
+        self._config = config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+
+@contextmanager
+def packed_shape(config: PreTrainedConfig, width: int) -> Iterator[None]:
+    """Shows `PackedShape` to the manager, which reads the configuration as it creates the cache."""
+    shape = PackedShape(config.get_text_config(), width)
+    config.get_text_config = lambda *args, **kwargs: shape
+    try:
+        yield
+    finally:
+        del config.get_text_config  # the instance's; the class's is back
+
+
+CAPPED = "capped_paged"
+"""Name of `capped_attention` among the implementations of transformers"""
+
+
+def caps_scores(config: PreTrainedConfig) -> bool:
+    """True for models that bound their attention scores, as Gemma 2 does."""
+    return bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
+
+
+def capped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    softcap: float,
+    cache: BatchCache | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention in a batch with capped scores, which transformers' own would not cap.
+
+    query: [1, H, Q, D]; key, value: [1, KV heads, K, D]; attention_mask: [1, 1, Q, K], added;
+    cache: given by transformers 5.23, where the attention reads the past.
+
+    Returns [1, Q, H, D].
+    """
+    if cache is not None:
+        key, value = cache.update(key, value, cast(int, module.layer_idx), kwargs)
+    _, heads, length, size = query.shape
+    groups = query.reshape(1, key.size(1), -1, length, size)  # the heads that share keys
+    scores = groups @ key.unsqueeze(2).transpose(-1, -2) * scaling
+    scores = torch.tanh(scores / softcap) * softcap + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    output = (weights @ value.unsqueeze(2)).view(1, heads, length, -1)
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(CAPPED, capped_attention)
 
 
 def longest_sequence(manager: ContinuousBatchingManager) -> int:
@@ -162,6 +333,53 @@ def set_step_limits(
         processor.scheduler.max_requests_per_batch = requests
     if tokens is not None:
         processor.max_batch_tokens = tokens
+
+
+def in_batch(manager: ContinuousBatchingManager) -> int:
+    """The number of requests that have a slot in the batch; 0 for a manager that has ended."""
+    processor = manager.batch_processor
+    return len(processor.scheduler.active_requests) if processor else 0
+
+
+def cache_share(manager: ContinuousBatchingManager) -> float:
+    """The share of the KV cache that requests hold, 0 to 1; 0 for a manager that has ended."""
+    processor = manager.batch_processor
+    return 1.0 - float(processor.cache.compute_free_capacity()) if processor else 0.0
+
+
+def queue_seconds(output: GenerationOutput) -> float:
+    """The time that a request waited for its slot in the batch."""
+    seconds: float = output.lifespan[0] - output.created_time
+    return max(0.0, seconds)
+
+
+def on_prefix_search(
+    manager: ContinuousBatchingManager, callback: Callable[[int, int], None]
+) -> None:
+    """Calls `callback(tokens of the prompt, tokens found)` at each look into the prefix cache."""
+    cache = _processor(manager).cache
+    search = cache.search_prefix_match
+
+    def search_and_tell(request_id: str, prompt_ids: list[int]) -> int:
+        found: int = search(request_id, prompt_ids)
+        callback(len(prompt_ids), found)
+        return found
+
+    cache.search_prefix_match = search_and_tell
+
+
+def on_preemption(manager: ContinuousBatchingManager, callback: Callable[[int], None]) -> None:
+    """Calls `callback(number of requests)` when requests lose their slots as the cache is full."""
+    processor = _processor(manager)
+    offload, scheduler = processor.offloading_manager.offload_requests, processor.scheduler
+
+    def offload_and_tell() -> bool:
+        before = len(scheduler.active_requests)
+        done: bool = offload()
+        callback(before - len(scheduler.active_requests))
+        return done
+
+    processor.offloading_manager.offload_requests = offload_and_tell
 
 
 def wrap_step(
@@ -191,6 +409,42 @@ def remove_handler(manager: ContinuousBatchingManager, request_id: str) -> None:
     """
     with manager.output_router._lock:
         manager.output_router.result_handlers.pop(request_id, None)
+
+
+def separate_prefixes(manager: ContinuousBatchingManager, group_of: Callable[[str], int]) -> None:
+    """Shares blocks of the KV cache among requests of one group alone. Before the start only.
+
+    Blocks are found by a hash of their tokens and of the block before them, so that a mark on the
+    first token makes all blocks of a sequence different from those of other groups.
+
+    group_of: a number from 0 for the id of each request
+    """
+    cache = _processor(manager).cache
+    search = cache.search_prefix_match
+
+    def search_in_group(request_id: str, prompt: list[int]) -> int:
+        return int(search(request_id, marked(prompt, group_of(request_id))))
+
+    cache.search_prefix_match = search_in_group
+    for allocator in cache.cache_allocators.values():
+        allocator.mark_complete_blocks = partial(
+            mark_in_group, allocator.mark_complete_blocks, group_of
+        )
+
+
+def mark_in_group(
+    mark: Callable[[str, list[int], int], None],
+    group_of: Callable[[str], int],
+    request_id: str,
+    tokens: list[int],
+    new_blocks: int,
+) -> None:
+    mark(request_id, marked(tokens, group_of(request_id)), new_blocks)
+
+
+def marked(tokens: list[int], group: int) -> list[int]:
+    """The tokens with the number of a group in the first of them, within 32 bits as it is hashed."""
+    return [tokens[0] - group * GROUP_SIZE, *tokens[1:]] if group else tokens
 
 
 def step_requests(manager: ContinuousBatchingManager) -> list[FutureRequestState]:
@@ -249,6 +503,11 @@ def attention_of(model: PreTrainedModel) -> str:
     """The implementation of attention that the model uses. A manager replaces it by a paged one."""
     name: str = model.config._attn_implementation
     return name
+
+
+def cache_of(output: Any) -> object:
+    """The cache that a forward pass returns. Its name has changed in transformers 5.24."""
+    return output["cache"] if "cache" in output else output.get("past_key_values")
 
 
 def makes_wanted_logits(model: PreTrainedModel) -> bool:

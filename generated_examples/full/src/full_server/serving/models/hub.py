@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .checkpoint import find_weights, has_weights
 from .model_errors import SourceError
+from .model_list import LOCAL, expanded, is_path
 from .progress_bar import progress_bar_class
 
 logger = logging.getLogger(__name__)
@@ -18,17 +19,15 @@ LOADING = threading.Lock()
 transformers while another one does finds half of it, and what a load measures it measures alone.
 """
 WEIGHTS_AND_CONFIG = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
+ADAPTER_FILES = [
+    "adapter_config.json",
+    "adapter_model.*",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "tokenizer*.json",
+]
 OTHER_FORMATS = ["original/*", "metal/*", "onnx/*", "openvino/*", "consolidated*"]
 """The same weights once more, as other programs read them"""
-
-LOCAL = ("/", "./", "../", "~")
-"""Beginnings of a path, which no hub id has"""
-
-
-def served_id(source: str) -> str:
-    """The name that clients use: the hub id, or the last part of a local folder's path."""
-    folder = Path(source).expanduser()
-    return folder.resolve().name if folder.exists() or source.startswith(LOCAL) else source
 
 
 def fetch_model(
@@ -44,8 +43,8 @@ def fetch_model(
 
     Raises SourceError.
     """
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = expanded(source)
+    if not is_path(source):
         if source.startswith(LOCAL):
             raise SourceError("its folder does not exist", f"set {setting}=<folder that exists>")
         path = download(source, setting, revision, trust_remote_code)
@@ -57,6 +56,29 @@ def fetch_model(
     if trust_remote_code:
         logger.warning("INFER_TRUST_REMOTE_CODE is on: code that comes with %s may run", source)
     return find_weights(path, setting)
+
+
+def fetch_adapter(source: str) -> Path:
+    """The folder of an adapter, downloaded first if `source` is a hub id. Blocks.
+
+    Raises SourceError.
+    """
+    setting = "INFER_CHAT_ADAPTERS=<name>"
+    path = Path(source).expanduser()
+    if not path.exists():
+        if source.startswith(LOCAL):
+            raise SourceError("its folder does not exist", f"set {setting}=<folder that exists>")
+        try:
+            path = snapshot(source, "", ADAPTER_FILES)
+        except Exception as error:
+            raise hub_failure(source, setting, error) from error
+        logger.info("the files of %s are those of revision %s", source, path.name)
+    if not (path / "adapter_config.json").is_file():
+        raise SourceError(
+            "it is not an adapter, as it has no adapter_config.json",
+            f"look into {path}, or set {setting}=<folder of a LoRA adapter>",
+        )
+    return path
 
 
 def download(hub_id: str, setting: str, revision: str, trust_remote_code: bool) -> Path:

@@ -13,8 +13,10 @@ from functools import partial
 from typing import TypeVar
 
 from ..deadline import Deadline
+from ..metrics import Metrics
 from ..threads import gc_paused, run_in_thread
 from .device import Device
+from .load_metrics import LoadMetrics
 from .model import Model, ModelSpec
 from .model_errors import LoadFailed, SourceError, StillLoading, Unavailable, UnknownModel
 from .progress import progress_told_to
@@ -77,15 +79,27 @@ class ModelRegistry:
     """
 
     def __init__(
-        self, specs: Iterable[ModelSpec], device: Device, timeout_seconds: float = math.inf
+        self,
+        specs: Iterable[ModelSpec],
+        device: Device,
+        timeout_seconds: float = math.inf,
+        metrics: Metrics | None = None,
     ) -> None:
-        """timeout_seconds: the deadline of callers that pass none"""
+        """
+        Args:
+            timeout_seconds: the deadline of callers that pass none.
+            metrics: count what happens to the models; by default some of its own.
+        """
         self.device = device
+        self._metrics = metrics or Metrics()
+        self._load_metrics = self._metrics.group(LoadMetrics)
         self._timeout_seconds = timeout_seconds
         self.created = int(time.time())
         self.wanted: set[str] = set()
         """Ids of the models without which the service is not ready, not loaded so far"""
         self._entries = {spec.id: Entry(spec) for spec in specs}
+        for id_, entry in self._entries.items():
+            self._load_metrics.watch(id_, partial(works, entry))
         self._closed = False
 
     @property
@@ -116,17 +130,20 @@ class ModelRegistry:
     def load_failures(self) -> dict[str, str]:
         """Why the models that could not be loaded at the last attempt could not, by id."""
         entries = self._entries.items()
-        return {id_: entry.reason or "see the log" for id_, entry in entries if entry.failures}
+        failures = {id_: entry.reason or "see the log" for id_, entry in entries if entry.failures}
+        for model in self.models.values():
+            failures |= model.refused_variants
+        return failures
 
     def spec(self, name: str) -> ModelSpec:
-        """The model with this id or alias. Raises UnknownModel."""
+        """The model with this id or alias, or with this variant. Raises UnknownModel."""
         return self._find(name).spec
 
     @asynccontextmanager
     async def use(
         self, name: str, model_class: type[M], deadline: Deadline | None = None
     ) -> AsyncIterator[M]:
-        """The model, loaded, and kept loaded until the block ends.
+        """The model or variant, loaded, and kept loaded until the block ends.
 
         Raises UnknownModel, LoadFailed, StillLoading at the deadline, or Unavailable while the
         service shuts down.
@@ -141,6 +158,8 @@ class ModelRegistry:
                 model = await self._load_in_time(entry, deadline or Deadline(self._timeout_seconds))
             if self._closed:
                 raise registry_closed()
+            if name in entry.spec.variants:
+                model = model.variant(name)
             assert isinstance(model, model_class)
             yield model
         finally:
@@ -194,7 +213,8 @@ class ModelRegistry:
 
     def _find(self, name: str) -> Entry:
         for entry in self._entries.values():
-            if name == entry.spec.id or name in entry.spec.aliases:
+            spec = entry.spec
+            if name == spec.id or name in spec.aliases or name in spec.variants:
                 return entry
         shown = repr(name[:64])
         raise UnknownModel(f"The model {shown} does not exist. GET /v1/models lists what does.")
@@ -239,6 +259,7 @@ class ModelRegistry:
             log_failure(entry, error)
             clear_traceback_frames(error)
             entry.failed(error)
+            self._load_metrics.failed(spec.id)
             raise load_failed(entry) from error
         finally:
             entry.loading, entry.progress = None, ""
@@ -246,6 +267,8 @@ class ModelRegistry:
         entry.last_used = time.monotonic()
         entry.failures = 0
         self.wanted.discard(spec.id)
+        model.measure(self._metrics, spec.id)
+        self._load_metrics.loaded(spec.id, entry.last_used - started)
         logger.info("loaded %s in %.1f s", spec.id, entry.last_used - started)
         return model
 
@@ -276,8 +299,13 @@ class ModelRegistry:
                 entry.unloading = None
 
         entry.model = None
+        self._load_metrics.unloaded(entry.spec.id)
         entry.unloading = asyncio.create_task(unload())
         return entry.unloading
+
+
+def works(entry: Entry) -> bool:
+    return entry.model is not None and not entry.dead
 
 
 def load_failed(entry: Entry) -> LoadFailed:

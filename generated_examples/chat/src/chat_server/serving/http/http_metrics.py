@@ -1,0 +1,104 @@
+"""Metrics of HTTP requests, and the page that shows all metrics.
+
+The names and labels are those of prometheus-fastapi-instrumentator, which dashboards know.
+"""
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+
+from ..metrics import Metrics
+from .drain import Drain
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+METHODS = frozenset(
+    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+)
+
+NO_ROUTE = "none"
+"""Handler of requests to unknown URLs: one series for all of them, as clients choose these"""
+
+
+class HTTPMetrics:
+    """Counts requests. `handler` is the path of the route, with its parameters as names."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "http_requests",
+            "Requests",
+            ("handler", "method", "status"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "http_request_duration_seconds",
+            "Seconds from the head of a request to the end of its answer",
+            ("handler", "method"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._request_bytes = Summary(
+            "http_request_size_bytes",
+            "Bytes of the bodies of requests that announce their length",
+            ("handler",),
+            registry=registry,
+        )
+        self._response_bytes = Summary(
+            "http_response_size_bytes",
+            "Bytes of the bodies of answers",
+            ("handler",),
+            registry=registry,
+        )
+        self._rejections = Counter(
+            "infer_rejections",
+            "Requests that were answered with an error, by its code",
+            ("reason",),
+            registry=registry,
+        )
+        self._disconnects = Counter(
+            "infer_disconnects",
+            "Requests whose client left before an answer",
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "infer_requests_in_flight", "Requests that are being answered", registry=registry
+        )
+        self._draining = Gauge(
+            "infer_draining", "1 while the service finishes its last requests", registry=registry
+        )
+
+    def watch(self, drain: Drain) -> None:
+        self._in_flight.set_function(lambda: drain.in_flight)
+        self._draining.set_function(lambda: drain.draining)
+
+    def answered(
+        self,
+        *,
+        handler: str | None,
+        method: str,
+        status: int,
+        seconds: float,
+        request_bytes: int | None,
+        response_bytes: int,
+        reason: str | None,
+    ) -> None:
+        """Counts one request. reason: the code of the error that answered it"""
+        handler = handler or NO_ROUTE
+        method = method if method in METHODS else "other"
+        self._requests.labels(handler, method, f"{status // 100}xx").inc()
+        self._seconds.labels(handler, method).observe(seconds)
+        self._response_bytes.labels(handler).observe(response_bytes)
+        if request_bytes is not None:
+            self._request_bytes.labels(handler).observe(request_bytes)
+        if reason is not None:
+            self._rejections.labels(reason).inc()
+
+    def disconnected(self) -> None:
+        self._disconnects.inc()
+
+
+def add_metrics_page(app: FastAPI, metrics: Metrics) -> None:
+    """Adds GET /metrics, the page that Prometheus reads."""
+
+    @app.get("/metrics", include_in_schema=False)
+    async def get_metrics(request: Request) -> Response:
+        body, content_type = metrics.render(request.headers.get("accept", ""))
+        return Response(body, headers={"Content-Type": content_type})
