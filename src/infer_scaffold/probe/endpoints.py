@@ -17,6 +17,7 @@ from infer_scaffold.probe.outcomes import Skip, Unprepared, preparing
 from infer_scaffold.probe.target import TELL_STORY, Reply, Target, describe
 
 _BUSY = 4  # streams while health is asked
+_TEXTS = (32, 8, 1)  # of a request for embeddings meanwhile: a queue may hold fewer
 _OFTEN = 0.05  # seconds between two of these questions
 _FEW = 3  # of these at least, which more work is begun for
 _IDLE = 10  # of these while there is no work
@@ -222,9 +223,13 @@ async def _answer(target: Target) -> None:
 
 
 async def _embed(target: Target) -> None:
-    texts = ["The quick brown fox jumps over the lazy dog. " * 8] * 32
-    body = target.embed(texts)
-    (await target.send("POST", f"{target.api}/embeddings", body)).require(200)
+    text = "The quick brown fox jumps over the lazy dog. " * 8
+    for count in _TEXTS:
+        body = target.embed([text] * count)
+        reply = await target.send("POST", f"{target.api}/embeddings", body)
+        if reply.status == 200:
+            break
+    reply.require(200)
 
 
 async def _validation(target: Target) -> None:
