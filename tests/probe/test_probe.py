@@ -69,6 +69,7 @@ def test_json(boot: Boot, run: Run) -> None:
     assert [(each["name"], each["verdict"]) for each in document["answers"]] == [
         ("health", "pass"),
         ("live-and-ready", "pass"),
+        ("metrics", "pass"),
         ("models", "pass"),
         ("model", "skip"),
     ]

@@ -44,10 +44,10 @@ ROUTES = {
 STREAMS = {question.name for question in streams.QUESTIONS} | {"chunk-schema", "tool-stream"}
 CHAT = STREAMS | {"chat-answer", "chat-schema", "cut-off-calls", "context-overflow", "overload"}
 CHAT |= {"tool-required"}
+THOUGHTS = {"reasoning"}
+"""The tiny model does not think."""
 EMBEDDINGS = {"embeddings-answer", "embeddings-schema", "embeddings-base64"}
 FILES = {"files-answer"} | {question.name for question in files.QUESTIONS}
-NONE = {"reasoning", "metrics"}
-"""No variant has metrics, and the model does not think."""
 BOTH = {"free-loop", "validation", "no-json", "no-500", "unknown-model", "openai-python", "model"}
 BOTH |= {"content-type", "content-encoding"}
 
@@ -56,7 +56,7 @@ def skipped_without(variant: Answers) -> set[str]:
     """The questions that a variant cannot be asked."""
     endpoints = variant["endpoints"]
     found = set() if variant.get("streaming") != "none" else STREAMS
-    found |= NONE if "chat" in endpoints else CHAT | NONE
+    found |= THOUGHTS if "chat" in endpoints else THOUGHTS | CHAT
     found |= set() if "embeddings" in endpoints else EMBEDDINGS
     found |= set() if "files" in endpoints else FILES
     return found | (set() if {"chat", "embeddings"} & set(endpoints) else BOTH)

@@ -14,9 +14,12 @@ from typing import Any
 from infer_scaffold.probe import envelope, health
 from infer_scaffold.probe.answers import Question
 from infer_scaffold.probe.outcomes import Skip, Unprepared, preparing
-from infer_scaffold.probe.target import TELL_STORY, Reply, Target, describe
+from infer_scaffold.probe.target import TELL_STORY, Reply, Target, describe, short
 
 _BUSY = 4  # streams while health is asked
+# Texts of a request for embeddings meanwhile: a queue may hold fewer, and a model shorter ones.
+_SENTENCE = "The quick brown fox jumps over the lazy dog. "
+_TEXTS = ([_SENTENCE * 8] * 32, [_SENTENCE * 8] * 8, [_SENTENCE] * 8, ["hello"] * 8, ["hello"])
 _OFTEN = 0.05  # seconds between two of these questions
 _FEW = 3  # of these at least, which more work is begun for
 _IDLE = 10  # of these while there is no work
@@ -125,8 +128,11 @@ async def _free_loop(target: Target) -> None:
             f"s; without work after {idle:.2f} s at most"
         )
         raise worst.unmet(f"answers within {longest:.2g} s while requests are served", got)
-    if not ended:
-        raise Unprepared("none of the requests that were to be served meanwhile was answered")
+    if None not in ended:
+        got = "; ".join(short(f"{type(each).__name__}: {each}") for each in ended[:1])
+        raise Unprepared(
+            f"none of the requests that were to be served meanwhile was answered: {got}"
+        )
 
 
 def _stalled(seconds: list[float], longest: float) -> float:
@@ -158,13 +164,13 @@ async def _quickest(target: Target) -> tuple[str, float]:
 
 async def _answers_during_work(
     target: Target, path: str, *, streams: bool
-) -> tuple[dict[Reply, float], int]:
+) -> tuple[dict[Reply, float], list[BaseException | None]]:
     """Ask for a path while there is work.
 
-    Returns the answers with their seconds, and how much of the work ended.
+    Returns the answers with their seconds, and what each piece of work ended with.
     """
     took: dict[Reply, float] = {}
-    ended = 0
+    ended: list[BaseException | None] = []
     for _ in range(_FEW):
         tasks = [asyncio.create_task(each) for each in _work(target, streams=streams)]
         try:
@@ -178,7 +184,7 @@ async def _answers_during_work(
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
-        ended += sum(result is None for result in results)
+        ended += results
         if len(took) >= _FEW:
             break
     return took, ended
@@ -222,9 +228,12 @@ async def _answer(target: Target) -> None:
 
 
 async def _embed(target: Target) -> None:
-    texts = ["The quick brown fox jumps over the lazy dog. " * 8] * 32
-    body = target.embed(texts)
-    (await target.send("POST", f"{target.api}/embeddings", body)).require(200)
+    for texts in _TEXTS:
+        body = target.embed(texts)
+        reply = await target.send("POST", f"{target.api}/embeddings", body)
+        if reply.status == 200:
+            break
+    reply.require(200)
 
 
 async def _validation(target: Target) -> None:
