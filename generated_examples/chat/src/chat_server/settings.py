@@ -118,8 +118,8 @@ class Settings(CustomSettings):
         description="Commit, tag or branch of the chat model on the hub; "
         "several: name=revision,name=revision; empty: the newest",
     )
-    chat_adapters: Annotated[dict[str, str], NoDecode] = Field(
-        {}, description="LoRA adapters of the chat model: name=source,name=source"
+    chat_adapters: str = Field(
+        "", description="LoRA adapters of the chat model: name=source,name=source"
     )
     heartbeat_seconds: float = Field(
         15, ge=0, description="Seconds of silence before an SSE keep-alive comment; 0: none"
@@ -137,11 +137,6 @@ class Settings(CustomSettings):
         if not parts:
             raise ValueError("has no entries; unset the variable instead")
         return parts
-
-    @field_validator("chat_adapters", mode="before")
-    @classmethod
-    def split_adapters(cls, value: object) -> object:
-        return named_sources(value) if isinstance(value, str) else value
 
     @field_validator("cors_origins")
     @classmethod
@@ -168,19 +163,6 @@ class Settings(CustomSettings):
         if not known or (":" in value and not index.isdecimal()):
             raise ValueError(f"must be auto, cpu or one of {', '.join(DEVICES)}, index optional")
         return value
-
-
-def named_sources(text: str) -> dict[str, str]:
-    """The sources in `name=source,…`, by name."""
-    sources: dict[str, str] = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        name, _, source = (part.strip() for part in entry.partition("="))
-        if not name or not source:
-            raise ValueError(f"{entry!r} is not of the form name=source")
-        if name in sources:
-            raise ValueError(f"{name!r} is there twice")
-        sources[name] = source
-    return sources
 
 
 def variables() -> set[str]:

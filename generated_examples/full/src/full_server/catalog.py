@@ -9,7 +9,7 @@ from .serving.embeddings.embeddings_model import EmbeddingsModel
 from .serving.embeddings.rerank_model import RerankModel
 from .serving.models.adapter_base import adapters_by_model
 from .serving.models.model import ModelSpec
-from .serving.models.model_list import check_names, listed_models
+from .serving.models.model_list import check_names, listed_models, named_sources
 from .settings import Settings
 
 
@@ -27,7 +27,8 @@ def configured_models(settings: Settings) -> list[ModelSpec]:
 
 def chat_models(settings: Settings) -> Iterator[ModelSpec]:
     listed = listed_models("INFER_CHAT_MODEL", settings.chat_model, settings.chat_model_revision)
-    adapters = adapters_by_model(settings.chat_adapters, [each.source for each in listed])
+    sources = named_sources("INFER_CHAT_ADAPTERS", settings.chat_adapters)
+    adapters = adapters_by_model(sources, [each.source for each in listed])
     for each, own in zip(listed, adapters, strict=True):
         yield ModelSpec(
             id=each.id,

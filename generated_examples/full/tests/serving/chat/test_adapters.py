@@ -20,7 +20,6 @@ from peft import (
     PromptTuningConfig,
     get_peft_model,
 )
-from pydantic import ValidationError
 from starlette.testclient import TestClient
 from torch import nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -32,6 +31,7 @@ from full_server.serving.chat.options import ChatOptions
 from full_server.serving.chat.prompt import ChatPrompt
 from full_server.serving.engine.adapter_mix import AdapterMix, MixedLinear
 from full_server.serving.models import checkpoint
+from full_server.serving.models.model_errors import ConfigurationError
 from full_server.settings import Settings
 
 from ...conftest import wait_until
@@ -658,15 +658,16 @@ def test_the_package_that_is_missing_is_named(
 @pytest.mark.parametrize(
     ("value", "error"),
     [
-        ("folder", "'folder' is not of the form name=source"),
-        ("a=", "'a=' is not of the form name=source"),
-        ("=b", "'=b' is not of the form name=source"),
+        ("folder", "'folder' has no name; write name=source"),
+        ("a=", "'a=' has no source after the ="),
+        ("=b", "'' cannot be the name of a model"),
+        ("a b=c", "'a b' cannot be the name of a model"),
         ("a=b,a=c", "'a' is there twice"),
     ],
 )
 def test_wrong_lists_are_refused_at_start(value: str, error: str) -> None:
-    with pytest.raises(ValidationError, match=error):
-        Settings(_env_file=None, chat_adapters=value)
+    with pytest.raises(ConfigurationError, match=f"INFER_CHAT_ADAPTERS: {error}"):
+        configured_models(Settings(_env_file=None, chat_adapters=value))
 
 
 @pytest.mark.parametrize("name", ["owner/model", "owner/other"])

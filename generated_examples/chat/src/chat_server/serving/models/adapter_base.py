@@ -5,7 +5,6 @@ from pathlib import Path
 
 from .checkpoint import read_object
 from .model_errors import ConfigurationError
-from .model_list import NAME
 
 CONFIG = "adapter_config.json"
 
@@ -15,14 +14,8 @@ def adapters_by_model(adapters: Mapping[str, str], models: Sequence[str]) -> lis
 
     adapters: hub id or folder, by name. models: hub ids or folders.
 
-    Raises ConfigurationError for an adapter whose base is none of several models, or two of them, and
-    for a name that does not fit into a URL.
+    Raises ConfigurationError for an adapter whose base is none of several models, or two of them.
     """
-    if wrong := [name for name in adapters if not NAME.fullmatch(name)]:
-        raise ConfigurationError(
-            f"INFER_CHAT_ADAPTERS: {wrong[0]!r} cannot be the name of a model; it may have letters "
-            "and digits, and after the first one . _ : @ + - /"
-        )
     if len(models) == 1:
         return [dict(adapters)]
     owned: list[dict[str, str]] = [{} for _ in models]

@@ -42,6 +42,22 @@ def listed_models(setting: str, listed: str, revisions: str) -> list[ListedModel
     return [replace(model, revision=pinned.get(model.id, "")) for model in models]
 
 
+def named_sources(setting: str, listed: str) -> dict[str, str]:
+    """The sources of `name=source,…`, by name. Raises ConfigurationError.
+
+    setting: its name. listed: its value.
+    """
+    sources: dict[str, str] = {}
+    for entry in split_entries(listed):
+        model = read_entry(setting, entry)
+        if model.aliases:
+            raise ConfigurationError(f"{setting}: {entry!r} has no name; write name=source")
+        if model.id in sources:
+            raise ConfigurationError(f"{setting}: {model.id!r} is there twice")
+        sources[model.id] = model.source
+    return sources
+
+
 def split_entries(listed: str) -> list[str]:
     """The entries of a list. A path that exists is one entry, with the commas that are in it."""
     if not listed or is_path(listed) or is_path(listed.partition("=")[2]):
