@@ -43,6 +43,10 @@ VARIANTS: dict[str, Answers] = {
 SHARDS = {"full": 4}
 """Parts of a project's tests that run on their own, so that all cores have work to the end"""
 
+ONLY_OTHERS = ("no-streaming",)
+"""Variants whose tests of serving/ run only where they are not those of `full`: serving/ is the
+same in every service, and these tests take minutes."""
+
 # A test that hangs shows where, before this process gives up.
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=200")
 
@@ -74,6 +78,18 @@ def offline(tmp_path: Path) -> Path:
     return folder
 
 
+def modules_of(project: Path) -> list[str]:
+    found = (project / "tests").rglob("test_*.py")
+    return sorted(path.relative_to(project).as_posix() for path in found)
+
+
+def is_same(module: str, project: Path, other: Path) -> bool:
+    """True for a test of serving/ that another project has as well, word by word."""
+    file = other / module
+    in_serving = module.startswith("tests/serving/")
+    return in_serving and file.exists() and file.read_bytes() == (project / module).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("name", "shard"),
     [(name, shard) for name in VARIANTS for shard in range(SHARDS.get(name, 1))],
@@ -83,8 +99,10 @@ def test_the_generated_tests_pass_offline(
 ) -> None:
     project = tmp_path / "project"
     generate.render({"project_name": "myserver", **VARIANTS[name]}, project)
-    found = (project / "tests").rglob("test_*.py")
-    modules = sorted(path.relative_to(project).as_posix() for path in found)
+    modules = modules_of(project)
+    if name in ONLY_OTHERS:
+        generate.render({"project_name": "myserver", **VARIANTS["full"]}, tmp_path / "full")
+        modules = [each for each in modules if not is_same(each, project, tmp_path / "full")]
     part = modules[shard :: SHARDS.get(name, 1)]
 
     result = run(project, offline, *PYTEST, *part)
