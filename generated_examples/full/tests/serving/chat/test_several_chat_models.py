@@ -155,7 +155,7 @@ def test_one_fails_while_the_other_answers(
 def test_each_has_a_revision_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
 
-    def load(source: str, device: Device, settings: Settings, revision: str) -> None:
+    def load(source: str, device: Device, *, revision: str, **options: Any) -> None:
         loaded.append((source, revision))
 
     monkeypatch.setattr(ChatModel, "load", load)

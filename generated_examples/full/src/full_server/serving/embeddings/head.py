@@ -93,7 +93,7 @@ def with_weights(module: nn.Module, folder: Path) -> nn.Module:
     except RuntimeError as error:
         raise SourceError(
             f"the weights of its module {folder.name} are not those that its config.json describes",
-            f"{error}; copy or download the model anew",
+            f"{' '.join(str(error).split())}; copy or download the model anew",
         ) from error
     return module.float()
 

@@ -24,6 +24,9 @@ REQUEST_SECONDS = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
+COUNTED_AT_ONCE = 16
+"""Tokens of a request that are counted together: each count takes a lock"""
+
 TOKENS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 
 LABELS = ("model_name",)
@@ -138,6 +141,8 @@ class RequestMeter:
         self._latest: dict[int, float] = {}
         """Time of the latest token, by sequence"""
         self._counts: dict[int, int] = {}
+        self._uncounted = 0
+        """Generated tokens that the counter does not have yet"""
         self._reasons: dict[int, str] = {}
         self._sequences = 0
 
@@ -175,7 +180,9 @@ class RequestMeter:
         """A sequence has got so many tokens more."""
         now = time.perf_counter()
         meter = self._meter
-        meter.generation_tokens.inc(count)
+        self._uncounted += count
+        if self._uncounted >= COUNTED_AT_ONCE:
+            self._count_tokens()
         latest = self._latest.get(sequence)
         if latest is not None:
             meter.token_seconds.observe((now - latest) / count)
@@ -185,6 +192,10 @@ class RequestMeter:
                 self._first_token(now)
             self._counts[sequence] = count
         self._latest[sequence] = now
+
+    def _count_tokens(self) -> None:
+        self._meter.generation_tokens.inc(self._uncounted)
+        self._uncounted = 0
 
     def _first_token(self, now: float) -> None:
         seconds = now - self._arrived
@@ -203,6 +214,7 @@ class RequestMeter:
             self.ended(sequence, "error")
 
     def _close(self) -> None:
+        self._count_tokens()
         self._meter.request_seconds.observe(time.perf_counter() - self._arrived)
         for count in self._counts.values():
             self._meter.request_generation_tokens.observe(count)
