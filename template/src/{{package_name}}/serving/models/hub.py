@@ -10,6 +10,7 @@ from pathlib import Path
 from .checkpoint import find_weights, has_weights
 from .model_errors import SourceError
 from .model_list import LOCAL, expanded, is_path
+from .model_list import served_id as served_id  # where models of your own import it from
 from .progress_bar import progress_bar_class
 
 logger = logging.getLogger(__name__)
