@@ -49,7 +49,7 @@ assert model.details["engine"] == "continuous", model.details
 
 async def ask(i):
     conversation = ChatPrompt([{"role": "user", "content": f"Tell me about the number {i}."}])
-    bias = {1: -1000.0, 106: -1000.0}  # nobody ends early
+    bias = {1: -1000.0, 106: -1000.0}  # the end tokens: every sequence has the same length
     sampling = {"temperature": 0.0, "logit_bias": bias}
     options = ChatOptions(sampling=sampling, max_tokens=TOKENS)
     async with AsyncExitStack() as resources:

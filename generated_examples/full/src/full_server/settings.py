@@ -44,7 +44,7 @@ class Settings(CustomSettings):
         False, description="Log requests to /health and /metrics that succeed, too"
     )
     metrics: Literal["open", "key", "off"] = Field(
-        "open", description="Who may read /metrics: all, those with an API key, or nobody"
+        "open", description="Access to /metrics: open to all, only with an API key, or switched off"
     )
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Another port on which /metrics is served as well; 0: none"

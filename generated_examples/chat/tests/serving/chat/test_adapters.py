@@ -151,7 +151,7 @@ WHOLE_AND_STREAMED: tuple[dict[str, Any], ...] = (
 
 @pytest.fixture(scope="module")
 def expected(base: Path, folders: dict[str, Path]) -> Callable[..., Answer]:
-    """What transformers and peft answer themselves, greedily."""
+    """The greedy answers of `generate()` with the adapter that peft applies."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     models: dict[str, Any] = {"tiny-chat": LlamaForCausalLM.from_pretrained(base)}
     for name, folder in folders.items():

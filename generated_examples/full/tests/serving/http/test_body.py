@@ -187,6 +187,8 @@ def test_a_client_that_leaves_is_noticed_behind_another_request(
         time.sleep(0.1)
     wait_until(lambda: server.log.read_text().count(f"path={PATH} status=") == 2)
     assert f"path={PATH} status=499" in server.log.read_text()
+    metrics = httpx2.get(f"{server.url}/metrics").text
+    assert float(metrics.partition("\ninfer_disconnects_total ")[2].split()[0]) >= 1
 
 
 def test_small_chunks_are_a_body(narrow_server: Server) -> None:

@@ -26,14 +26,11 @@ from starlette.websockets import WebSocketDisconnect
 
 from .drain import Drain
 from .errors import APIError, error_response, internal_error, shutting_down
-from .http_metrics import HTTPMetrics
+from .http_metrics import CLIENT_CLOSED_REQUEST, HTTPMetrics
 from .logs import STANDARD_FIELDS, request_id_var
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("access")
-
-CLIENT_CLOSED_REQUEST = 499
-"""nginx's status in the access log for a client that closed the connection before the answer"""
 
 HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
 METRICS_PATH = "/metrics"

@@ -14,6 +14,9 @@ METHODS = frozenset(
     ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
 )
 
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status in the access log for a client that closed the connection before the answer"""
+
 NO_ROUTE = "none"
 """Handler of requests to unknown URLs: one series for all of them, as clients choose these"""
 
@@ -90,9 +93,8 @@ class HTTPMetrics:
             self._request_bytes.labels(handler).observe(request_bytes)
         if reason is not None:
             self._rejections.labels(reason).inc()
-
-    def disconnected(self) -> None:
-        self._disconnects.inc()
+        if status == CLIENT_CLOSED_REQUEST:
+            self._disconnects.inc()
 
 
 def add_metrics_page(app: FastAPI, metrics: Metrics) -> None:
