@@ -521,6 +521,47 @@ async def x():
 """,
 )
 runs(
+    "a context manager that frees a slot, entered with others",
+    """
+@app.post("/x")
+async def x():
+    async with contextlib.AsyncExitStack() as resources:
+        parts = resources.enter_context(registry.model.generate("x"))
+        return StreamingResponse(parts)
+""",
+)
+runs(
+    "a context manager that frees a slot",
+    """
+@app.post("/x")
+async def x():
+    with registry.model.generate("x") as parts:
+        return [part async for part in parts]
+""",
+)
+runs(
+    "an async generator that the project's own one reads",
+    """
+async def events(parts):
+    async for each in parts:
+        yield each
+@app.post("/x")
+async def x():
+    parts = engine.generate("x")
+    return Stream(events(parts))
+""",
+)
+blocks(
+    "a result that an entered object is made of",
+    """
+@app.post("/x")
+async def x():
+    answer = engine.generate("x")  # !
+    with contextlib.suppress(KeyError):
+        return answer["text"]
+""",
+)
+runs(
     "an async method of a class that is known",
     """
 class Engine:

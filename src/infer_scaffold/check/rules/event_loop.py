@@ -15,6 +15,7 @@ _FIX = "Give it to a thread with `await asyncio.to_thread(...)`, or use an async
 _SCHEDULES = {
     *("create_task", "ensure_future", "gather", "wait", "wait_for", "shield", "as_completed"),
     *("run_coroutine_threadsafe", "iterate_in_threadpool", "aclosing", "run_until_complete"),
+    *("enter_context", "enter_async_context"),
 }
 # Calls of a dependency that only reads: they take no time.
 _QUICK = {
@@ -227,7 +228,8 @@ class Calls:
     def _becomes_async(self, call: ast.Call) -> bool:
         """Return whether the result of a call is awaited, iterated by `async for`, or streamed.
 
-        A generator that is created here may be iterated in a function inside.
+        A generator that is created here may be iterated in a function inside. A context manager
+        counts as well: no library's `generate()` or `transcribe()` returns one.
         """
         module = self.function.module
         node: ast.AST = call
@@ -237,11 +239,11 @@ class Calls:
         if isinstance(around, ast.Await | ast.AsyncFor):
             return True
         if isinstance(around, ast.withitem):
-            return isinstance(module.parents.get(around), ast.AsyncWith)
+            return True
         if isinstance(around, ast.comprehension):
             return bool(around.is_async)
         if isinstance(around, ast.Call) and node is not around.func:
-            return _takes_streams(around) or self._becomes_async(around)
+            return self._takes_streams(around) or self._becomes_async(around)
         if isinstance(around, ast.Assign | ast.NamedExpr | ast.AnnAssign):
             targets = around.targets if isinstance(around, ast.Assign) else [around.target]
             names = {each.id for each in targets if isinstance(each, ast.Name)}
@@ -262,7 +264,7 @@ class Calls:
         elif isinstance(node, ast.Call):
             if isinstance(node.func, ast.Attribute) and node.func.attr in ("__anext__", "aclose"):
                 used = [node.func.value]
-            elif _takes_streams(node):
+            elif self._takes_streams(node):
                 used = [*node.args, *(each.value for each in node.keywords)]
         return any(
             isinstance(each, ast.Name) and each.id in names
@@ -270,10 +272,13 @@ class Calls:
             for each in ast.walk(value)
         )
 
-
-def _takes_streams(call: ast.Call) -> bool:
-    name = last(call.func)
-    return name in _SCHEDULES or name.endswith("Response")
+    def _takes_streams(self, call: ast.Call) -> bool:
+        """Return whether a call schedules, enters or streams what it is given."""
+        name = last(call.func)
+        if name in _SCHEDULES or name.endswith("Response"):
+            return True
+        callee = self.objects.function(call.func, self.scope)
+        return callee is not None and callee.is_async and callee.is_generator
 
 
 def _method(maker: str, name: str, call: ast.Call, strict: bool) -> str | None:
