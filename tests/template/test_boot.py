@@ -15,8 +15,8 @@ from infer_scaffold.probe import connections, files, streams
 from infer_scaffold.probe.outcomes import Verdict
 from infer_scaffold.probe.prober import Options, probe
 from infer_scaffold.project.questions import Answers
-from tests.server import Server
 from tests.conftest import Boot
+from tests.server import Server
 from tests.template.test_matrix import CHOICES, subsets
 
 KEY = "sk-tests"

@@ -11,7 +11,8 @@ KEY = "sk-tests"
 TESTS = Path(__file__).parents[1]
 OLDER = TESTS / "clients" / ".venv" / "bin" / "python"
 PYTHON = (
-    "models chat tools history documents responses response_tools embeddings files completions errors"
+    "models chat tools history documents responses response_tools "
+    "embeddings files completions errors"
 )
 NODE = "models chat tools history responses embeddings files errors"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infer_scaffold.project import generate
-from infer_scaffold.project.questions import Answers, PRESETS
+from infer_scaffold.project.questions import PRESETS, Answers
 
 # Python imports a module of this name at its start, here in the tests and in the servers that
 # they start. What is refused is what a machine without a network refuses, only sooner.

@@ -65,10 +65,13 @@ def test_one_module_reads_private_attributes(package: Path) -> None:
     found = []
     for module in (package / "serving").rglob("*.py"):
         for node in ast.walk(ast.parse(module.read_text())):
-            if isinstance(node, ast.Attribute) and re.match("_(?!replace)[a-z]", node.attr):
-                # torch registers operators under names that may begin with an underscore.
-                if not re.match(r"(self|cls)\b|torch\.ops\.", ast.unparse(node.value)):
-                    found.append(f"{module.stem}: {ast.unparse(node)}")
+            # torch registers operators under names that may begin with an underscore.
+            if (
+                isinstance(node, ast.Attribute)
+                and re.match("_(?!replace)[a-z]", node.attr)
+                and not re.match(r"(self|cls)\b|torch\.ops\.", ast.unparse(node.value))
+            ):
+                found.append(f"{module.stem}: {ast.unparse(node)}")
     assert found
     assert [each for each in found if not each.startswith("transformers_private: ")] == []
 

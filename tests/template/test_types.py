@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infer_scaffold.project import generate
-from infer_scaffold.project.questions import Answers, PRESETS
+from infer_scaffold.project.questions import PRESETS, Answers
 from tests.examples import FOLDER
 from tests.template.test_boot import name_of
 from tests.template.test_matrix import CHOICES, subsets
