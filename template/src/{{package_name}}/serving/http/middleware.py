@@ -58,6 +58,11 @@ def asks_for_docs(scope: Scope) -> bool:
     return path.rstrip("/") in DOCS_PATHS or path.startswith("/docs/")
 
 
+def asks_for_page(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path in ("", "/")
+
+
 async def refuse(error: APIError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answers a request, or a WebSocket before it is accepted, with an error."""
     denial = "websocket.http.response" in scope.get("extensions", {})
@@ -389,10 +394,12 @@ class APIKeyMiddleware:
         keys: Sequence[str],
         public_docs: bool = False,
         public_metrics: bool = False,
+        public_page: bool = False,
     ) -> None:
         self.app = app
         self.public_docs = public_docs
         self.public_metrics = public_metrics
+        self.public_page = public_page
         self.keys = [key.encode() for key in keys]
 
     def accepts(self, authorization: str) -> bool:
@@ -406,6 +413,7 @@ class APIKeyMiddleware:
             asks_for_health(scope)
             or (self.public_docs and asks_for_docs(scope))
             or (self.public_metrics and asks_for_metrics(scope))
+            or (self.public_page and asks_for_page(scope))
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
