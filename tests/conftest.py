@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,22 +96,36 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def boot(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[Boot]:
     """Render a project of the given answers and start it on the tiny models."""
     with ExitStack() as servers:
+        yield partial(start, servers, tmp_path, tiny_models, fresh=False)
 
-        def boot(
-            answers: dict[str, Any], change: Callable[[Path], None] | None = None, **settings: Any
-        ) -> Server:
-            project = tmp_path / "server"
-            generate.render({"project_name": "tiny-server", **answers}, project)
-            if change is not None:
-                change(project / "src" / "tiny_server")
-            settings = {
-                "device": "cpu",
-                "dtype": "float32",
-                "kv_cache_tokens": 4096,
-                "files_url": (tmp_path / "files").as_uri(),
-                **tiny_models,
-                **settings,
-            }
-            return servers.enter_context(Server(project, **settings))
 
-        yield boot
+@pytest.fixture
+def fresh_boot(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[Boot]:
+    """The same by a Python that has imported nothing yet: it tells what the service imports."""
+    with ExitStack() as servers:
+        yield partial(start, servers, tmp_path, tiny_models, fresh=True)
+
+
+def start(
+    servers: ExitStack,
+    folder: Path,
+    tiny_models: dict[str, Path],
+    answers: dict[str, Any],
+    change: Callable[[Path], None] | None = None,
+    *,
+    fresh: bool,
+    **settings: Any,
+) -> Server:
+    project = folder / "server"
+    generate.render({"project_name": "tiny-server", **answers}, project)
+    if change is not None:
+        change(project / "src" / "tiny_server")
+    settings = {
+        "device": "cpu",
+        "dtype": "float32",
+        "kv_cache_tokens": 4096,
+        "files_url": (folder / "files").as_uri(),
+        **tiny_models,
+        **settings,
+    }
+    return servers.enter_context(Server(project, fresh=fresh, **settings))

@@ -78,10 +78,10 @@ def make_api(server: Server, *, key: str = KEY, strict: bool = True) -> OpenAI:
 
 # One test for a variant and not one for each endpoint, as every process costs seconds.
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
-def test_the_variant_boots_and_answers(variant: Answers, boot: Boot) -> None:
+def test_the_variant_boots_and_answers(variant: Answers, fresh_boot: Boot) -> None:
     endpoints = variant["endpoints"]
     models = [f"tiny-{kind}" for kind in ("chat", "embeddings") if kind in endpoints]
-    server = boot(variant, api_keys=KEY, max_queue=16, cors_origins=ORIGIN)
+    server = fresh_boot(variant, api_keys=KEY, max_queue=16, cors_origins=ORIGIN)
     api = make_api(server)
 
     check_models(api, models)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 FILE = re.compile(r"^`src/myserver/(\S+)`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_an_endpoint_of_ones_own(boot: Boot) -> None:
+def test_an_endpoint_of_ones_own(fresh_boot: Boot) -> None:
     page = (ROOT / "docs" / "how-to" / "own-endpoint.md").read_text("utf-8")
     files = dict(FILE.findall(page))
     assert sorted(files) == ["custom.py", "routers/similarity.py"]
@@ -20,7 +20,7 @@ def test_an_endpoint_of_ones_own(boot: Boot) -> None:
         for name, text in files.items():
             (package / name).write_text(text)
 
-    server = boot({"endpoints": ["embeddings", "health"]}, change)
+    server = fresh_boot({"endpoints": ["embeddings", "health"]}, change)
     assert "torch" not in server.imported()
     with httpx2.Client(base_url=server.url, timeout=60) as http:
 
