@@ -95,6 +95,7 @@ def released(now: Peer, release: Version, models: Models) -> Peer:
     """The same service, rendered from the template of a release."""
     folder = FOLDER / "projects" / f"{release}-{now.kind}"
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     history.unpack(release, folder / "template")
     project = folder / PACKAGE
     answers = {"project_name": PACKAGE, "endpoints": [now.kind, "health"]}

@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -25,7 +26,6 @@ class ForkedProcess:
     def __init__(self, package: str, project: Path, environ: dict[str, str], log: Path) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([IMPORTED_FIRST])
-        log.touch()
         self._process: ForkServerProcess = context.Process(
             target=run_forked, args=(package, project, environ, log)
         )
@@ -69,7 +69,9 @@ class Server:
         `fresh`: by a Python that has imported nothing, which takes seconds.
         """
         (package,) = [path.parent.name for path in project.glob("src/*/__main__.py")]
-        self.log = project / "server.log"
+        handle, log = tempfile.mkstemp(prefix="server-", suffix=".log", dir=project)
+        os.close(handle)
+        self.log = Path(log)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("INFER_")}
         given = {f"INFER_{name.upper()}": str(value) for name, value in settings.items()}
         own = {
