@@ -1,5 +1,6 @@
 """The tests of a generated project pass, and need no network."""
 
+import ast
 import os
 import re
 import subprocess
@@ -44,8 +45,8 @@ SHARDS = {"full": 4}
 """Parts of a project's tests that run on their own, so that all cores have work to the end"""
 
 ONLY_OTHERS = ("no-streaming",)
-"""Variants whose tests of serving/ run only where they are not those of `full`: serving/ is the
-same in every service, and these tests take minutes."""
+"""Variants of whose tests of serving/ only those run that are not those of `full`, word by word:
+serving/ is the same in every service, and these tests take minutes."""
 
 # A test that hangs shows where, before this process gives up.
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=200")
@@ -83,11 +84,35 @@ def modules_of(project: Path) -> list[str]:
     return sorted(path.relative_to(project).as_posix() for path in found)
 
 
-def is_same(module: str, project: Path, other: Path) -> bool:
-    """True for a test of serving/ that another project has as well, word by word."""
-    file = other / module
-    in_serving = module.startswith("tests/serving/")
-    return in_serving and file.exists() and file.read_bytes() == (project / module).read_bytes()
+def definitions(source: str) -> dict[str, tuple[str, set[str]]]:
+    """The text of each definition at the top of a module, and the names that stand in it."""
+    found = {}
+    for node in ast.parse(source).body:
+        text = ast.get_source_segment(source, node) or ""
+        decorators = "".join(ast.unparse(each) for each in getattr(node, "decorator_list", []))
+        used = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+        used |= {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)}  # fixtures
+        name = getattr(node, "name", "")
+        defined = [name] if name else [each for each in used if each.isupper()]
+        found |= dict.fromkeys(defined, (decorators + text, used))
+    return found
+
+
+def other_tests(source: str, other: str) -> list[str]:
+    """The tests of a module that another version of it lacks, or that use what it has otherwise."""
+    here, there = definitions(source), definitions(other)
+    changed = {name for name, (text, _) in here.items() if there.get(name, ("",))[0] != text}
+    while more := {name for name, (_, used) in here.items() if used & changed} - changed:
+        changed |= more
+    return [name for name in here if name in changed and name.startswith("test_")]
+
+
+def to_run(module: str, project: Path, full: Path) -> list[str]:
+    """What of a module is not among the tests of another project."""
+    source, other = (project / module).read_text(), full / module
+    if not module.startswith("tests/serving/") or not other.exists():
+        return [module]
+    return [f"{module}::{test}" for test in other_tests(source, other.read_text())]
 
 
 @pytest.mark.parametrize(
@@ -102,12 +127,40 @@ def test_the_generated_tests_pass_offline(
     modules = modules_of(project)
     if name in ONLY_OTHERS:
         generate.render({"project_name": "myserver", **VARIANTS["full"]}, tmp_path / "full")
-        modules = [each for each in modules if not is_same(each, project, tmp_path / "full")]
+        collected = run(project, offline, *PYTEST, "--collect-only", *modules)
+        assert collected.returncode == 0, collected.stdout
+        modules = [test for each in modules for test in to_run(each, project, tmp_path / "full")]
     part = modules[shard :: SHARDS.get(name, 1)]
 
     result = run(project, offline, *PYTEST, *part)
 
     assert result.returncode == 0, result.stdout
+
+
+def test_tests_that_are_those_of_others_are_left_out() -> None:
+    here = """
+STREAMS = False
+LIMIT = 3
+def ask(): return STREAMS
+@pytest.mark.parametrize("a", [1])
+def test_same(): assert LIMIT
+@pytest.mark.parametrize("a", [1])
+def test_decorated(): assert LIMIT
+def test_helper(): ask()
+@pytest.fixture
+def service(): ask()
+def test_fixture(service): pass
+def test_new(): pass
+"""
+    there = here.replace("False", "True").replace("def test_new", "def test_old")
+    there = there.replace("[1])\ndef test_decorated", "[2])\ndef test_decorated")
+    assert other_tests(here, there) == [
+        "test_decorated",
+        "test_helper",
+        "test_fixture",
+        "test_new",
+    ]
+    assert other_tests(here, here) == []
 
 
 def test_settings_of_one_s_own_break_no_test(offline: Path, tmp_path: Path) -> None:
