@@ -6,11 +6,13 @@ NODE_MODULES := tests/node/node_modules/.installed
 OLDER_CLIENT := tests/clients/.venv
 CHROMIUM ?= /usr/bin/chromium
 export CHROMIUM
+NGINX ?= tests/nginx/usr/sbin/nginx
+export NGINX
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: test lint examples models docs demo speed bench release clean
 
-test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM)
+test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM) $(NGINX)
 	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
@@ -78,5 +80,14 @@ $(CHROMIUM):
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive \
 		apt-get install --quiet --yes --no-install-recommends chromium
 
+# Unpacked, and not installed, which would start a service.
+$(NGINX):
+	@command -v apt-get >/dev/null || \
+		{ echo "make test needs nginx: install it, and name it with NGINX=PATH." >&2; exit 1; }
+	$(SUDO) apt-get update --quiet
+	mkdir -p tests/nginx
+	cd tests/nginx && apt-get download --quiet nginx && dpkg --extract nginx_*.deb .
+	rm tests/nginx/nginx_*.deb
+
 clean:
-	rm -rf $(VENV) $(OLDER_CLIENT) tests/node/node_modules build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDER_CLIENT) tests/node/node_modules tests/nginx build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

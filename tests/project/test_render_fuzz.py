@@ -17,11 +17,17 @@ from hypothesis import strategies as st
 from infer_scaffold.project import generate
 from infer_scaffold.project.questions import Answers
 
+
+class ComposeLoader(yaml.SafeLoader):
+    """Knows the tag of compose files for a value in the place of another file's."""
+
+
+ComposeLoader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
 PARSERS: dict[str, Callable[[str], object]] = {
     ".py": ast.parse,
     ".toml": tomllib.loads,
     ".yml": lambda text: list(yaml.safe_load_all(text)),
-    ".yaml": lambda text: list(yaml.safe_load_all(text)),
+    ".yaml": lambda text: list(yaml.load_all(text, ComposeLoader)),
     ".json": json.loads,
 }
 
