@@ -152,11 +152,10 @@ class RateLimitMiddleware:
             return None
         what, limit, seconds = max(spent, key=lambda each: each[2])
         name = scope["state"].get("key_name")
-        whose = "the address of the client" if name is None else f"the key {name!r}"
+        whose = "The address of the client" if name is None else f"The key {name!r}"
         return APIError(
             status.HTTP_429_TOO_MANY_REQUESTS,
-            f"The rate limit of {whose} is reached: {limit} {what}. "
-            f"Try again in {duration(seconds)}.",
+            f"{whose} has reached its limit of {what}: {limit}. Try again in {duration(seconds)}.",
             code="rate_limit_exceeded",
             headers={"Retry-After": str(math.ceil(seconds)), **account.headers(now)},
         )
