@@ -58,7 +58,7 @@ class APIKeys:
         if file:
             content = read_key_file(file)
             self._latest = self._used = self._digest(content)
-            self._use(content)
+            self._use(self._digests_of(content))
         else:
             on_change(self.names)
 
@@ -69,8 +69,9 @@ class APIKeys:
     def name_of(self, authorization: str) -> str | None:
         """The name of the key in a header `Authorization: Bearer KEY`; None if it is not accepted."""
         scheme, _, given = authorization.partition(" ")
-        # Clients send the bytes of UTF-8, and headers are read as latin-1.
-        name = self._names.get(self._digest(given.strip().encode("latin-1")))
+        # Clients send the bytes of UTF-8, and headers are read as latin-1, where such a byte may
+        # look like a space.
+        name = self._names.get(self._digest(given.strip(" \t").encode("latin-1")))
         return name if scheme.lower() == "bearer" else None
 
     async def reload(self) -> None:
@@ -91,17 +92,19 @@ class APIKeys:
         try:
             if isinstance(content, KeyFileError):
                 raise content
-            self._use(content)
+            self._use(await run_in_thread(partial(self._digests_of, content)))
         except KeyFileError as error:
             logger.error("%s; the keys stay as they were", error)
         else:
             logger.info("%s was read again: %d keys", SETTING, len(self._names))
 
-    def _use(self, content: bytes) -> None:
-        """Raises KeyFileError, and changes nothing then."""
-        listed = parse_keys(content)
-        self._names = self._given | {self._digest(key): name for key, name in listed.items()}
+    def _use(self, names: dict[bytes, str]) -> None:
+        self._names = self._given | names
         self._on_change(self.names)
+
+    def _digests_of(self, content: bytes) -> dict[bytes, str]:
+        """The names in a file by the digests of their keys. Blocks. Raises KeyFileError."""
+        return {self._digest(key): name for key, name in parse_keys(content).items()}
 
     def _digest(self, key: str | bytes) -> bytes:
         return hmac.digest(self._secret, key.encode() if isinstance(key, str) else key, "sha256")
