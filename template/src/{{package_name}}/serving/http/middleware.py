@@ -5,12 +5,11 @@ that are long gone would go on.
 """
 
 import asyncio
-import hmac
 import logging
 import re
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -24,10 +23,12 @@ from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+from .api_keys import APIKeys
 from .drain import Drain
 from .errors import APIError, error_response, internal_error, shutting_down
 from .http_metrics import CLIENT_CLOSED_REQUEST, HTTPMetrics
 from .logs import STANDARD_FIELDS, request_id_var
+from .token_usage import TokenUsage, token_usage_var
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("access")
@@ -115,12 +116,15 @@ class RequestContextMiddleware:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if self.VALID_ID.fullmatch(given) else uuid.uuid4().hex
         token = request_id_var.set(request_id)
+        usage = TokenUsage()
+        usage_token = token_usage_var.set(usage)
         started = time.perf_counter()
         response_status: int | None = None
         sent = 0
         method = scope.get("method", "GET")  # of a WebSocket
         # A dictionary of this request: a host may share the state among requests.
-        state = scope["state"] = {**(scope.get("state") or {}), "log_fields": {}}
+        own_state = {"log_fields": {}, "token_usage": usage}
+        state = scope["state"] = {**(scope.get("state") or {}), **own_state}
 
         async def send_with_id(message: Message) -> None:
             nonlocal response_status, sent
@@ -146,6 +150,8 @@ class RequestContextMiddleware:
                 response_bytes=sent,
                 reason=state.get("error_code"),
             )
+            if key_name := state.get("key_name"):
+                self.metrics.answered_key(key_name, answered, usage)
             if answered >= 400 or self.log_probes or not asks_for_probe(scope):
                 own = {k: v for k, v in state["log_fields"].items() if k not in STANDARD_FIELDS}
                 access_logger.info(
@@ -161,6 +167,7 @@ class RequestContextMiddleware:
                     },
                 )
             request_id_var.reset(token)
+            token_usage_var.reset(usage_token)
 
 
 class OriginMiddleware(CORSMiddleware):
@@ -169,7 +176,15 @@ class OriginMiddleware(CORSMiddleware):
     Without credentials, which are cookies: a key is a header that the page itself sends.
     """
 
-    EXPOSED = ("Allow", "Content-Disposition", "Retry-After", "WWW-Authenticate", "X-Request-Id")
+    EXPOSED = (
+        *("Allow", "Content-Disposition", "Retry-After", "WWW-Authenticate", "X-Request-Id"),
+        "X-Should-Retry",
+        *(
+            f"X-RateLimit-{figure}-{of}"
+            for figure in ("Limit", "Remaining", "Reset")
+            for of in ("Requests", "Tokens")
+        ),
+    )
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
         super().__init__(
@@ -178,7 +193,7 @@ class OriginMiddleware(CORSMiddleware):
             allow_methods=ALL_METHODS,
             allow_headers=["*"],
             allow_private_network=True,
-            expose_headers=[*self.EXPOSED, "X-Should-Retry"],
+            expose_headers=self.EXPOSED,
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
@@ -386,27 +401,24 @@ class DrainMiddleware:
 
 
 class APIKeyMiddleware:
-    """Asks for `Authorization: Bearer KEY`, except where a load balancer asks for health."""
+    """Asks for `Authorization: Bearer KEY`, except where a load balancer asks for health.
+
+    It leaves the name of the key in the state of the request, and in its access line.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
-        keys: Sequence[str],
+        keys: APIKeys,
         public_docs: bool = False,
         public_metrics: bool = False,
         public_page: bool = False,
     ) -> None:
         self.app = app
+        self.keys = keys
         self.public_docs = public_docs
         self.public_metrics = public_metrics
         self.public_page = public_page
-        self.keys = [key.encode() for key in keys]
-
-    def accepts(self, authorization: str) -> bool:
-        scheme, _, given = authorization.partition(" ")
-        # Every key is compared, each in constant time: the answer's timing tells nothing.
-        matches = [hmac.compare_digest(given.strip().encode("latin-1"), key) for key in self.keys]
-        return scheme.lower() == "bearer" and any(matches)
 
     def is_open(self, scope: Scope) -> bool:
         return (
@@ -420,7 +432,9 @@ class APIKeyMiddleware:
         if scope["type"] not in ("http", "websocket") or self.is_open(scope):
             await self.app(scope, receive, send)
             return
-        if self.accepts(Headers(scope=scope).get("authorization", "")):
+        name = self.keys.name_of(Headers(scope=scope).get("authorization", ""))
+        if name is not None:
+            scope["state"]["key_name"] = scope["state"]["log_fields"]["key_name"] = name
             await self.app(scope, receive, send)
             return
         refused = APIError(

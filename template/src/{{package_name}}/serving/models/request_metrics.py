@@ -12,6 +12,8 @@ from weakref import WeakMethod
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from ..http.token_usage import TokenUsage, token_usage_var
+
 FIRST_TOKEN_SECONDS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
     *(10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
@@ -138,6 +140,8 @@ class RequestMeter:
         """Fields of the request's line in the access log"""
         self._arrived = time.perf_counter()
         self._meter = meter
+        self._usage = token_usage_var.get() or TokenUsage()
+        """Tokens of the HTTP request, which may have several meters"""
         self._latest: dict[int, float] = {}
         """Time of the latest token, by sequence"""
         self._counts: dict[int, int] = {}
@@ -159,6 +163,7 @@ class RequestMeter:
         """
         self._meter.prompt_tokens.inc(prompt_tokens)
         self._meter.request_prompt_tokens.observe(prompt_tokens)
+        self._usage.prompt_tokens += prompt_tokens
         self.fields["prompt_tokens"] = prompt_tokens
         self._sequences = sequences
         try:
@@ -219,7 +224,8 @@ class RequestMeter:
         for count in self._counts.values():
             self._meter.request_generation_tokens.observe(count)
         if self._counts:
-            self.fields["completion_tokens"] = sum(self._counts.values())
+            self.fields["completion_tokens"] = completion_tokens = sum(self._counts.values())
+            self._usage.completion_tokens += completion_tokens
         self.fields["finish_reason"] = ",".join(dict.fromkeys(self._reasons.values()))
 
 
