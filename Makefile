@@ -6,11 +6,13 @@ NODE_MODULES := tests/node/node_modules/.installed
 OLDER_CLIENT := tests/clients/.venv
 CHROMIUM ?= /usr/bin/chromium
 export CHROMIUM
+PROMETHEUS ?= tests/prometheus/usr/bin/prometheus
+export PROMETHEUS
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: test lint examples models docs demo speed bench release clean
 
-test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM)
+test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM) $(PROMETHEUS)
 	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
@@ -78,5 +80,15 @@ $(CHROMIUM):
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive \
 		apt-get install --quiet --yes --no-install-recommends chromium
 
+# The tests of metrics, alerts and the dashboard run Debian's Prometheus, or the one that PROMETHEUS
+# names, with promtool beside it. The package is unpacked: installed, it would start a service.
+$(PROMETHEUS):
+	@command -v apt-get >/dev/null || \
+		{ echo "make test needs Prometheus: install it, and name it with PROMETHEUS=PATH." >&2; exit 1; }
+	$(SUDO) apt-get update --quiet
+	mkdir -p tests/prometheus
+	cd tests/prometheus && apt-get download --quiet prometheus && dpkg --extract prometheus_*.deb .
+	rm tests/prometheus/prometheus_*.deb
+
 clean:
-	rm -rf $(VENV) $(OLDER_CLIENT) tests/node/node_modules build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDER_CLIENT) tests/node/node_modules tests/prometheus build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
