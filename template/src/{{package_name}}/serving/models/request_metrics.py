@@ -13,6 +13,7 @@ from weakref import WeakMethod
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from ..http.tracing import ModelWork, trace_var
+from ..metrics import TokenHistogram
 
 FIRST_TOKEN_SECONDS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
@@ -69,10 +70,12 @@ class RequestMetrics:
             "Seconds from the arrival of a request to its first token",
             FIRST_TOKEN_SECONDS,
         )
-        self.token_seconds = histogram(
+        self.token_seconds = TokenHistogram(
             "vllm:inter_token_latency_seconds",
             "Seconds between two tokens of a sequence",
-            TOKEN_SECONDS,
+            LABELS,
+            buckets=TOKEN_SECONDS,
+            registry=registry,
         )
         self.request_seconds = histogram(
             "vllm:e2e_request_latency_seconds",
