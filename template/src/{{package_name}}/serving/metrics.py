@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
 from prometheus_client.core import HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -38,10 +38,13 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         return chain(self.registry.collect(), REGISTRY.collect())
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """All metrics and their content type. accept: the header of the request"""
-        encode, content_type = choose_encoder(accept)
-        return encode(cast(Any, self)), content_type
+    def render(self) -> tuple[bytes, str]:
+        """All metrics in the text format, and its content type.
+
+        Whatever the client prefers: prometheus_client's OpenMetrics has vllm_ for vllm:.
+        https://github.com/prometheus/client_python/issues/1177
+        """
+        return generate_latest(cast(Any, self)), CONTENT_TYPE_PLAIN_0_0_4
 
 
 class TokenHistogram(Collector):
