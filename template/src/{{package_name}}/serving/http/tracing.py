@@ -1,6 +1,6 @@
 """The trace of the request at hand, if any, and the OTEL_* variables that ask for traces.
 
-Without these variables nothing of OpenTelemetry is imported, and a request has no trace.
+Without these variables OpenTelemetry's SDK is not imported, and a request has no trace.
 """
 
 import logging
