@@ -13,7 +13,6 @@ from prometheus_client import REGISTRY, CollectorRegistry, Metric
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 G = TypeVar("G")
 
@@ -72,7 +71,7 @@ class TokenHistogram(Collector):
 
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
-        names = [floatToGoString(bound) for bound in self._bounds]
+        names = [*(repr(float(bound)) for bound in self._bounds[:-1]), "+Inf"]
         for values, series in list(self._series.items()):
             buckets = list(zip(names, accumulate(series.counts), strict=True))
             family.add_metric(values, buckets, series.sum)

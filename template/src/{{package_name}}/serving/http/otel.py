@@ -37,7 +37,7 @@ class Tracer:
     """Starts a trace for each request, or continues the one that its headers name."""
 
     def __init__(self, service: str) -> None:
-        """Where, how and how many of them are sent is up to the OTEL_* variables."""
+        """The OTEL_* variables say where and how spans are sent, and how many of them."""
         resource = Resource.create()
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
             resource = resource.merge(Resource({SERVICE_NAME: service}))
@@ -62,7 +62,7 @@ class RequestTrace:
     def __init__(self, factory: SpanFactory, scope: Scope, request_id: str) -> None:
         self._factory = factory
         self._clock = time.time_ns() - time.perf_counter_ns()
-        """What makes nanoseconds since 1970 of those of the performance counter"""
+        """Difference between nanoseconds since 1970 and those of the performance counter"""
         given = scope.get("method", "GET")
         self._method = given if given in METHODS else "HTTP"
         parent = extract(dict(Headers(scope=scope)))

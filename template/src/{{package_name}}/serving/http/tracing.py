@@ -21,14 +21,14 @@ PROTOCOL = "http/protobuf"
 
 
 class ModelWork(NamedTuple):
-    """What a model did for a request. Times are those of `time.perf_counter`."""
+    """The work of a model for a request. Times are those of `time.perf_counter`."""
 
     operation: str
     """OpenTelemetry's name of it: chat, text_completion, embeddings"""
     model: str
     arrived: float
     submitted: float
-    """When the prompt had been tokenised, and the wait for a slot in the batch began"""
+    """End of the tokenising, from which on the request waits for a slot in the batch"""
     queue_seconds: float | None
     """None where nothing got a slot"""
     first_token: float | None
