@@ -8,11 +8,13 @@ CHROMIUM ?= /usr/bin/chromium
 export CHROMIUM
 NGINX ?= tests/nginx/usr/sbin/nginx
 export NGINX
+PROMETHEUS ?= tests/prometheus/usr/bin/prometheus
+export PROMETHEUS
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: test lint examples models docs demo speed bench release clean
 
-test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM) $(NGINX)
+test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM) $(NGINX) $(PROMETHEUS)
 	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
@@ -89,5 +91,16 @@ $(NGINX):
 	cd tests/nginx && apt-get download --quiet nginx && dpkg --extract nginx_*.deb .
 	rm tests/nginx/nginx_*.deb
 
+# The tests of metrics, alerts and the dashboard run Debian's Prometheus, or the one that PROMETHEUS
+# names, with promtool beside it. The package is unpacked: installed, it would start a service.
+$(PROMETHEUS):
+	@command -v apt-get >/dev/null || \
+		{ echo "make test needs Prometheus: install it, and name it with PROMETHEUS=PATH." >&2; exit 1; }
+	$(SUDO) apt-get update --quiet
+	mkdir -p tests/prometheus
+	cd tests/prometheus && apt-get download --quiet prometheus && dpkg --extract prometheus_*.deb .
+	rm tests/prometheus/prometheus_*.deb
+
 clean:
-	rm -rf $(VENV) $(OLDER_CLIENT) tests/node/node_modules tests/nginx build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDER_CLIENT) tests/node/node_modules tests/nginx tests/prometheus \
+		build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -85,7 +85,8 @@ def test_no_dependency_of_a_project_is_missing_from_the_reserved_names(tmp_path:
     wanted = {re.split(r"[^\w.-]", line)[0] for group in groups for line in group}
 
     assert "torch" in wanted
-    assert not {re.sub(r"[-.]+", "_", name).lower() for name in wanted} - reserved()
+    packages = {re.sub(r"[-.]+", "_", name).lower() for name in wanted}
+    assert not {name for name in packages if len(name) <= 30} - reserved()  # more is refused
 
 
 @pytest.mark.parametrize("name", ["x", "my-server", "my_server", "llm2", "a-1", "x" * 30])

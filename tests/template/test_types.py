@@ -32,7 +32,7 @@ PROVIDED = {
 }
 """The modules of each dependency, and those of libraries that it installs in matching versions."""
 
-OPTIONAL = {"peft", "torchao"}
+OPTIONAL = {"opentelemetry", "peft", "torchao"}
 """Modules that a setting needs, and that its refusal names where they are missing"""
 
 BEHIND = {

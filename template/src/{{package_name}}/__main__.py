@@ -5,18 +5,18 @@ import logging
 import os
 import signal
 import sys
+import threading
 from functools import partial
 from types import FrameType
-from typing import cast
 
 import uvicorn
-from prometheus_client import CollectorRegistry, start_http_server
 from pydantic import ValidationError
 from starlette.types import ASGIApp
 
 from .app import create_app
 from .serving.http.api_keys import KeyFileError
 from .serving.http.drain import Drain
+from .serving.http.http_metrics import MetricsServer
 from .serving.http.logs import configure_logging
 from .serving.http.protocol import BoundedProtocol, connection_limit
 from .serving.metrics import Metrics
@@ -74,10 +74,11 @@ def is_loopback(host: str) -> bool:
 def serve_metrics(settings: Settings, metrics: Metrics) -> None:
     """Serves the metrics on a port of their own, which no client of the service reaches."""
     try:
-        start_http_server(settings.metrics_port, settings.host, cast(CollectorRegistry, metrics))
+        server = MetricsServer(settings.host, settings.metrics_port, metrics)
     except OSError as error:
         print(f"INFER_METRICS_PORT: {settings.metrics_port}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 
 def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:

@@ -10,7 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from fastapi import status
@@ -29,6 +29,10 @@ from .errors import APIError, error_response, internal_error, shutting_down
 from .http_metrics import CLIENT_CLOSED_REQUEST, HTTPMetrics
 from .logs import STANDARD_FIELDS, request_id_var
 from .token_usage import TokenUsage, token_usage_var
+from .tracing import trace_var
+
+if TYPE_CHECKING:
+    from .otel import Tracer
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("access")
@@ -98,15 +102,26 @@ def size_of(message: Message) -> int:
 
 
 class RequestContextMiddleware:
-    """Outermost: the request id, one access line and the metrics of the request."""
+    """Outermost: the request id, one access line, the metrics and the trace of the request."""
 
     VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-    def __init__(self, app: ASGIApp, metrics: HTTPMetrics, log_probes: bool = False) -> None:
-        """log_probes: probes leave an access line too, and not only where they fail"""
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: HTTPMetrics,
+        log_probes: bool = False,
+        tracer: "Tracer | None" = None,
+    ) -> None:
+        """
+        Args:
+            log_probes: probes leave an access line too, and not only where they fail.
+            tracer: records requests, except for probes.
+        """
         self.app = app
         self.metrics = metrics
         self.log_probes = log_probes
+        self.tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -118,6 +133,9 @@ class RequestContextMiddleware:
         token = request_id_var.set(request_id)
         usage = TokenUsage()
         usage_token = token_usage_var.set(usage)
+        tracer = None if asks_for_probe(scope) else self.tracer
+        trace = tracer.request(scope, request_id) if tracer else None
+        trace_token = trace_var.set(trace)
         started = time.perf_counter()
         response_status: int | None = None
         sent = 0
@@ -166,6 +184,10 @@ class RequestContextMiddleware:
                         "client": scope["client"][0] if scope.get("client") else None,
                     },
                 )
+            if trace is not None:
+                handler, reason = state.get("handler"), state.get("error_code")
+                trace.end(handler=handler, status=answered, reason=reason)
+            trace_var.reset(trace_token)
             request_id_var.reset(token)
             token_usage_var.reset(usage_token)
 
