@@ -36,10 +36,13 @@ class Bindings:
 
     def __contains__(self, name: str) -> bool:
         """Say whether a name is bound here."""
-        if name in self.outer:
-            return False
-        found = (self.values, self.annotations, self.functions, self.elements, self.opaque)
-        return any(name in names for names in found)
+        return name not in self.outer and (
+            name in self.values
+            or name in self.annotations
+            or name in self.functions
+            or name in self.elements
+            or name in self.opaque
+        )
 
 
 class Objects:
@@ -54,6 +57,7 @@ class Objects:
         self._known: dict[ast.AST, str] = {}
         self._depth = 0
         self._bindings: dict[ast.AST, Bindings] = {}
+        self._known_parameters: dict[ast.AST, dict[str, tuple[ast.arg, ast.expr | None]]] = {}
         self._attributes: dict[ast.ClassDef, dict[str, list[tuple[ast.expr, Scope, bool]]]] = {}
         self._shared: dict[str, list[tuple[ast.expr, Scope]]] | None = None
         self._calls: dict[str, list[tuple[Module, ast.Call]]] | None = None
@@ -162,7 +166,7 @@ class Objects:
         function = scope.function
         while function is not None:
             bound = self.bindings(function)
-            if name in bound or (name not in bound.outer and name in _parameters(function)):
+            if name in bound or (name not in bound.outer and name in self._parameters(function)):
                 return scope.module.function(function)
             function = scope.module.function_around(function)
         return None
@@ -177,13 +181,13 @@ class Objects:
         found = self._first(bound.values.get(name, []), scope)
         if not found and name in bound.elements:
             found = self._element(bound.elements[name], scope)
-        if not found and name in _parameters(function.node):
+        if not found and name in self._parameters(function.node):
             found = self._of_parameter(name, function)
         return found
 
     def _of_parameter(self, name: str, function: Function) -> str:
         scope = function.scope
-        parameter, default = _parameters(function.node)[name]
+        parameter, default = self._parameters(function.node)[name]
         for each in (*ast.walk(parameter.annotation or ast.Constant(None)), default):
             if isinstance(each, ast.Call) and last(each.func) in ("Depends", "Security"):
                 given = each.args[0] if each.args else None
@@ -196,7 +200,7 @@ class Objects:
     def _passed(self, name: str, function: Function) -> str:
         """The class of the argument that callers of a function pass for a parameter."""
         node, owner, module = function.node, function.owner, function.module
-        names = list(_parameters(node))
+        names = list(self._parameters(node))
         position = names.index(name)
         called = node.name
         if names[0] in ("self", "cls"):
@@ -381,7 +385,7 @@ class Objects:
             bound = self.binds(node.id, scope)
             if bound is not None:
                 given = self.bindings(bound.node).annotations.get(node.id)
-                parameter = _parameters(bound.node).get(node.id)
+                parameter = self._parameters(bound.node).get(node.id)
                 given = given or (parameter[0].annotation if parameter else None)
                 return (scope.module, given) if given is not None else None
             origin, _, member = self.source.canonical(scope.module, node).rpartition(".")
@@ -395,6 +399,17 @@ class Objects:
                     if is_type:
                         return where.module, value
         return None
+
+    def _parameters(self, node: Definition) -> dict[str, tuple[ast.arg, ast.expr | None]]:
+        """The parameters of a function by name, with their defaults."""
+        found = self._known_parameters.get(node)
+        if found is None:
+            found = {parameter.arg: (parameter, default) for parameter, default in parameters(node)}
+            for each in (node.args.vararg, node.args.kwarg):
+                if each is not None:
+                    found[each.arg] = (ast.arg(each.arg), None)
+            self._known_parameters[node] = found
+        return found
 
     # Names and functions.
 
@@ -589,15 +604,6 @@ def last(node: ast.AST) -> str:
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else ""
-
-
-def _parameters(node: Definition) -> dict[str, tuple[ast.arg, ast.expr | None]]:
-    """The parameters of a function by name, with their defaults."""
-    found = {parameter.arg: (parameter, default) for parameter, default in parameters(node)}
-    for each in (node.args.vararg, node.args.kwarg):
-        if each is not None:
-            found[each.arg] = (ast.arg(each.arg), None)
-    return found
 
 
 def parameters(node: Definition) -> list[tuple[ast.arg, ast.expr | None]]:

@@ -21,6 +21,7 @@ _ROUTE_CLASSES = {
     *("fastapi.routing.APIRoute", "fastapi.routing.APIWebSocketRoute"),
     *("starlette.routing.Route", "starlette.routing.WebSocketRoute"),
 }
+_REGISTERS = _ADDS | {name.rpartition(".")[2] for name in _ROUTE_CLASSES}
 _ROUTERS = {
     *("fastapi.FastAPI", "fastapi.applications.FastAPI"),
     *("fastapi.APIRouter", "fastapi.routing.APIRouter"),
@@ -124,7 +125,8 @@ class Service:
                 if isinstance(decorator, ast.Call) and last(decorator.func) in _ANY_METHOD:
                     yield from self._endpoint(module, decorator, node)
         for call in module.of(ast.Call):
-            yield from self._registered(module, call)
+            if isinstance(call.func, ast.Call) or last(call.func) in _REGISTERS:
+                yield from self._registered(module, call)
 
     def _registered(self, module: Module, call: ast.Call) -> Iterator[Route]:
         """`router.post("/path")(function)`, or `router.add_api_route("/path", function)`."""
@@ -144,9 +146,9 @@ class Service:
         yield from self._route(module, declaration, self._handler(module, handler))
 
     def _is_route_class(self, module: Module, call: ast.Call) -> bool:
-        return last(call.func) in (
-            *("APIRoute", "APIWebSocketRoute", "Route", "WebSocketRoute"),
-        ) and (self.source.canonical(module, call.func) in _ROUTE_CLASSES)
+        return last(call.func) in _REGISTERS and (
+            self.source.canonical(module, call.func) in _ROUTE_CLASSES
+        )
 
     def _handler(self, module: Module, node: ast.expr) -> Function | None:
         """The function of a handler: of a name, a method, or the only method of that name."""

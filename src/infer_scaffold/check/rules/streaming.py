@@ -83,6 +83,8 @@ def _find_responses(service: Service) -> Iterator[_Response]:
             ours = source.canonical(route.module, given).startswith("fastapi.")
             yield _Response(*route.place, True, route, by_framework=ours)
     for module in source.modules:
+        if b"Response" not in module.content and b"event-stream" not in module.content:
+            continue
         classes = list(module.of(ast.ClassDef))
         streams = [node for node in classes if _media_type(node)]
         inside = {each for node in streams for each in ast.walk(node)}
