@@ -63,6 +63,7 @@ class Objects:
         self._calls: dict[str, list[tuple[Module, ast.Call]]] | None = None
         self._globals: dict[Module, dict[str, list[tuple[ast.expr, Scope]]]] = {}
         self._methods: dict[str, list[Function]] | None = None
+        self._subclasses: dict[str, list[str]] | None = None
 
     # Classes.
 
@@ -507,6 +508,22 @@ class Objects:
                     return found
         return None
 
+    def implementations(self, function: Function) -> list[Function]:
+        """Return the methods of subclasses for a method that does nothing itself."""
+        if function.owner is None or not _is_abstract(function.node):
+            return []
+        if self._subclasses is None:
+            self._subclasses = defaultdict(list)
+            for name, known in self.source.classes.items():
+                for base in self.source.bases(*known):
+                    self._subclasses[base].append(name)
+        owner = f"{function.module.name}.{function.owner.name}"
+        methods = (
+            self.source.functions.get(f"{each}.{function.node.name}")
+            for each in self._subclasses.get(owner, [])
+        )
+        return [each for each in methods if each is not None]
+
     def only_method(self, name: str) -> Function | None:
         """Return the method that alone in the project has a name."""
         if self._methods is None:
@@ -593,6 +610,16 @@ def _dotted(node: ast.expr) -> str:
 
 def _names(node: ast.AST) -> set[str]:
     return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+
+
+def _is_abstract(node: Definition) -> bool:
+    """Return whether a method only says what it is, or that it is not implemented."""
+    return any(last(each) == "abstractmethod" for each in node.decorator_list) or all(
+        isinstance(each, ast.Pass)
+        or (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+        or (isinstance(each, ast.Raise) and "NotImplemented" in ast.dump(each))
+        for each in node.body
+    )
 
 
 def _is_name(node: ast.AST, name: str) -> bool:

@@ -466,6 +466,8 @@ class Service:
             if node in awaited and not callee.is_async and callee.node.decorator_list:
                 continue
             found[callee.node] = callee
+            for each in self.objects.implementations(callee):
+                found[each.node] = each
         self._callees[function.node] = list(found.values())
         return self._callees[function.node]
 

@@ -389,6 +389,7 @@ def _feeding(service: Service, stream: _Stream) -> list[Function]:
     return list(found.values()) or stream.code.functions
 
 
+_THREADS = {"to_thread", "run_in_executor", "run_in_threadpool", "run_sync"}
 _Loop = ast.AsyncFor | ast.For | ast.While
 
 
@@ -432,8 +433,10 @@ def _has_all(service: Service, function: Function, loop: _Loop) -> bool:
 
 
 def _is_there(service: Service, function: Function, node: ast.expr) -> bool:
+    if isinstance(node, ast.Await):  # a thread may give a generator, which runs here
+        return isinstance(node.value, ast.Call) and last(node.value.func) not in _THREADS
     if not isinstance(node, ast.Call):
-        return not isinstance(node, ast.Name | ast.GeneratorExp | ast.Await)
+        return not isinstance(node, ast.Name | ast.GeneratorExp)
     if last(node.func) in _OF_LISTS:
         return True
     callee = service.objects.function(node.func, function.scope)
