@@ -1484,6 +1484,28 @@ async def y(text: str):  # !
     return {"object": "chat.completion"}
 """,
 )
+case(
+    "IS201 an item of a dictionary that the lifespan fills",
+    "fail",
+    """
+models = {}
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    from transformers import pipeline
+    models["asr"] = pipeline("automatic-speech-recognition")
+    models["label"] = "x"
+    yield
+    models.clear()
+app = FastAPI(lifespan=lifespan)
+@app.post("/x")
+async def x(text: str):
+    models["label"](text)
+    return models["asr"](text)  # !
+@app.post("/y")
+async def y(models: dict, text: str):
+    return models["asr"](text)
+""",
+)
 
 
 @pytest.mark.parametrize(("title", "expected", "source"), CASES, ids=[case[0] for case in CASES])

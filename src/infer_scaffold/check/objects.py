@@ -64,6 +64,7 @@ class Objects:
         self._globals: dict[Module, dict[str, list[tuple[ast.expr, Scope]]]] = {}
         self._methods: dict[str, list[Function]] | None = None
         self._subclasses: dict[str, list[str]] | None = None
+        self._items: dict[tuple[str, str], list[tuple[ast.expr, Scope]]] | None = None
 
     # Classes.
 
@@ -103,8 +104,33 @@ class Objects:
         if isinstance(node, ast.IfExp):
             return self._first([node.body, node.orelse], scope)
         if isinstance(node, ast.Subscript):
-            return self._element(node.value, scope)
+            return self._element(node.value, scope) or self._of_item(node, scope)
         return ""
+
+    def _of_item(self, node: ast.Subscript, scope: Scope) -> str:
+        """The class of an item of a dictionary at the top of a module: `models["chat"]`."""
+        if self._items is None:
+            self._items = defaultdict(list)
+            for module in self.source.modules:
+                for statement in module.of(ast.Assign):
+                    for target in statement.targets:
+                        where = module.scope_of(statement)
+                        if isinstance(target, ast.Subscript) and (key := self._item(target, where)):
+                            self._items[key].append((statement.value, where))
+        key = self._item(node, scope)
+        given = self._items.get(key, []) if key else []
+        return next(filter(None, (self.of(value, where) for value, where in given)), "")
+
+    def _item(self, node: ast.Subscript, scope: Scope) -> tuple[str, str] | None:
+        """The dictionary and the key of an item, if both are known."""
+        owner, key = node.value, node.slice
+        if (
+            not isinstance(owner, ast.Name | ast.Attribute)
+            or not isinstance(key, ast.Constant)
+            or (isinstance(owner, ast.Name) and self.binds(owner.id, scope) is not None)
+        ):
+            return None
+        return self.source.canonical(scope.module, owner), repr(key.value)
 
     def _first(self, nodes: list[ast.expr], scope: Scope) -> str:
         return next(filter(None, (self.of(each, scope) for each in nodes)), "")
