@@ -55,6 +55,27 @@ app.include_router(Api().router)
 """,
 )
 routes(
+    "a table of paths and handlers",
+    {("GET", "/a", True), ("GET", "/b", True), ("GET", "/c", True)},
+    """
+async def a(): ...
+async def b(): ...
+TABLE = [("/a", a), ("/b", b)]
+for path, handler in TABLE:
+    app.add_api_route(path, handler)
+for path, handler in {"/c": a}.items():
+    app.add_api_route(path, handler)
+""",
+)
+routes(
+    "a table that is not known",
+    {("GET", "", False)},
+    """
+for path, handler in load_table():
+    app.add_api_route(path, handler)
+""",
+)
+routes(
     "a method of a base class",
     {("GET", "/a", True)},
     """
