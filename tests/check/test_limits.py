@@ -218,7 +218,7 @@ async def root(): first()
 )
 limit(
     "IS201",
-    "those of an untyped container",
+    "those of an untyped container under a key",
     "pass",
     """
 class Engine:
@@ -226,7 +226,7 @@ class Engine:
 engines = {}
 engines["a"] = Engine()
 @app.get("/")
-async def root(): engines["a"].run()
+async def root(name: str): engines[name].run()
 """,
 )
 limit(

@@ -55,6 +55,27 @@ app.include_router(Api().router)
 """,
 )
 routes(
+    "a table of paths and handlers",
+    {("GET", "/a", True), ("GET", "/b", True), ("GET", "/c", True)},
+    """
+async def a(): ...
+async def b(): ...
+TABLE = [("/a", a), ("/b", b)]
+for path, handler in TABLE:
+    app.add_api_route(path, handler)
+for path, handler in {"/c": a}.items():
+    app.add_api_route(path, handler)
+""",
+)
+routes(
+    "a table that is not known",
+    {("GET", "", False)},
+    """
+for path, handler in load_table():
+    app.add_api_route(path, handler)
+""",
+)
+routes(
     "a method of a base class",
     {("GET", "/a", True)},
     """
@@ -1320,6 +1341,190 @@ class Body(BaseModel):
 from pydantic import Field
 @app.post("/x")
 async def x(body: Body, user: Any = Depends(user)): ...
+""",
+)
+case(
+    "IS201 a part of a result is sent",
+    "fail",
+    """
+@app.websocket("/x")
+async def x(socket: WebSocket):
+    result = app.state.stt_model.transcribe("a.wav")  # !
+    await socket.send_json({"text": result.text})
+""",
+)
+case(
+    "IS201 a result is sent as it is",
+    "fail",
+    """
+@app.websocket("/x")
+async def x(socket: WebSocket):
+    result = app.state.stt_model.transcribe("a.wav")  # !
+    await socket.send_text(result)
+""",
+)
+case(
+    "IS201 a result goes into a model of the answer",
+    "fail",
+    """
+class TextResponse(BaseModel):
+    text: str
+@app.post("/x")
+async def x():
+    result = app.state.llm_engine.generate("a")  # !
+    return TextResponse(text=result)
+""",
+)
+case(
+    "IS201 a result goes into a response without a stream",
+    "fail",
+    """
+@app.post("/x")
+async def x():
+    result = app.state.llm_engine.generate("a")  # !
+    return JSONResponse(content=result)
+""",
+)
+case(
+    "IS201 an async stream is passed on to a coroutine",
+    "pass",
+    """
+@app.post("/x")
+async def x():
+    parts = app.state.llm_engine.generate("a")
+    return await collect(parts)
+async def collect(parts):
+    return [each async for each in parts]
+""",
+)
+case(
+    "IS201 the methods of a stream are awaited",
+    "pass",
+    """
+@app.post("/x")
+async def x():
+    parts = app.state.llm_engine.generate("a")
+    return await asyncio.wait_for(parts.get_final(), 5)
+""",
+)
+case(
+    "IS201 a predictor is called",
+    "fail",
+    """
+@app.post("/x")
+async def x():
+    predictor = make()
+    return [each for each in predictor("a")]  # !
+""",
+)
+case(
+    "IS201 the method of a base class, which subclasses implement",
+    "fail",
+    """
+class Engine:
+    async def chat(self):
+        raise NotImplementedError
+class Local(Engine):
+    async def chat(self):
+        time.sleep(1)  # !
+class Remote(Engine):
+    async def chat(self):
+        await asyncio.sleep(1)
+class Chat:
+    def __init__(self, engine: Engine):
+        self.engine = engine
+    async def answer(self):
+        return await self.engine.chat()
+chat = Chat(pick())
+@app.post("/x")
+async def x():
+    return await chat.answer()
+""",
+)
+case(
+    "IS201 an override of a method that works",
+    "pass",
+    """
+class Engine:
+    async def chat(self):
+        return await asyncio.sleep(1)
+class Unused(Engine):
+    async def chat(self):
+        time.sleep(1)
+@app.post("/x")
+async def x(engine: Engine):
+    return await engine.chat()
+""",
+)
+case(
+    "IS303 what was awaited is there",
+    "pass",
+    """
+async def events():
+    rows = await load()
+    for row in rows:
+        yield f"data: {row}\\n\\n"
+    async for row in changes():
+        yield f"data: {row}\\n\\n"
+@app.get("/x")
+async def x():
+    return StreamingResponse(events(), media_type="text/event-stream")
+""",
+)
+case(
+    "IS303 what a thread gave may be a generator",
+    "fail",
+    """
+async def events():
+    tokens = await asyncio.to_thread(start)
+    for token in tokens:
+        yield f"data: {token}\\n\\n"
+@app.get("/x")
+async def x():
+    return StreamingResponse(events(), media_type="text/event-stream")  # !
+""",
+)
+case(
+    "IS502 speech alone, which no type describes",
+    "n/a",
+    """
+@app.post("/v1/audio/speech")
+async def x(text: str):
+    return StreamingResponse(speak(text), media_type="audio/wav")
+""",
+)
+case(
+    "IS502 speech beside chat",
+    "fail",
+    """
+@app.post("/v1/audio/speech")
+async def x(text: str):
+    return StreamingResponse(speak(text), media_type="audio/wav")
+@app.post("/v1/chat/completions")
+async def y(text: str):  # !
+    return {"object": "chat.completion"}
+""",
+)
+case(
+    "IS201 an item of a dictionary that the lifespan fills",
+    "fail",
+    """
+models = {}
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    from transformers import pipeline
+    models["asr"] = pipeline("automatic-speech-recognition")
+    models["label"] = "x"
+    yield
+    models.clear()
+app = FastAPI(lifespan=lifespan)
+@app.post("/x")
+async def x(text: str):
+    models["label"](text)
+    return models["asr"](text)  # !
+@app.post("/y")
+async def y(models: dict, text: str):
+    return models["asr"](text)
 """,
 )
 

@@ -36,10 +36,13 @@ class Bindings:
 
     def __contains__(self, name: str) -> bool:
         """Say whether a name is bound here."""
-        if name in self.outer:
-            return False
-        found = (self.values, self.annotations, self.functions, self.elements, self.opaque)
-        return any(name in names for names in found)
+        return name not in self.outer and (
+            name in self.values
+            or name in self.annotations
+            or name in self.functions
+            or name in self.elements
+            or name in self.opaque
+        )
 
 
 class Objects:
@@ -54,11 +57,14 @@ class Objects:
         self._known: dict[ast.AST, str] = {}
         self._depth = 0
         self._bindings: dict[ast.AST, Bindings] = {}
+        self._known_parameters: dict[ast.AST, dict[str, tuple[ast.arg, ast.expr | None]]] = {}
         self._attributes: dict[ast.ClassDef, dict[str, list[tuple[ast.expr, Scope, bool]]]] = {}
         self._shared: dict[str, list[tuple[ast.expr, Scope]]] | None = None
         self._calls: dict[str, list[tuple[Module, ast.Call]]] | None = None
         self._globals: dict[Module, dict[str, list[tuple[ast.expr, Scope]]]] = {}
         self._methods: dict[str, list[Function]] | None = None
+        self._subclasses: dict[str, list[str]] | None = None
+        self._items: dict[tuple[str, str], list[tuple[ast.expr, Scope]]] | None = None
 
     # Classes.
 
@@ -98,8 +104,33 @@ class Objects:
         if isinstance(node, ast.IfExp):
             return self._first([node.body, node.orelse], scope)
         if isinstance(node, ast.Subscript):
-            return self._element(node.value, scope)
+            return self._element(node.value, scope) or self._of_item(node, scope)
         return ""
+
+    def _of_item(self, node: ast.Subscript, scope: Scope) -> str:
+        """The class of an item of a dictionary at the top of a module: `models["chat"]`."""
+        if self._items is None:
+            self._items = defaultdict(list)
+            for module in self.source.modules:
+                for statement in module.of(ast.Assign):
+                    for target in statement.targets:
+                        where = module.scope_of(statement)
+                        if isinstance(target, ast.Subscript) and (key := self._item(target, where)):
+                            self._items[key].append((statement.value, where))
+        key = self._item(node, scope)
+        given = self._items.get(key, []) if key else []
+        return next(filter(None, (self.of(value, where) for value, where in given)), "")
+
+    def _item(self, node: ast.Subscript, scope: Scope) -> tuple[str, str] | None:
+        """The dictionary and the key of an item, if both are known."""
+        owner, key = node.value, node.slice
+        if (
+            not isinstance(owner, ast.Name | ast.Attribute)
+            or not isinstance(key, ast.Constant)
+            or (isinstance(owner, ast.Name) and self.binds(owner.id, scope) is not None)
+        ):
+            return None
+        return self.source.canonical(scope.module, owner), repr(key.value)
 
     def _first(self, nodes: list[ast.expr], scope: Scope) -> str:
         return next(filter(None, (self.of(each, scope) for each in nodes)), "")
@@ -162,7 +193,7 @@ class Objects:
         function = scope.function
         while function is not None:
             bound = self.bindings(function)
-            if name in bound or (name not in bound.outer and name in _parameters(function)):
+            if name in bound or (name not in bound.outer and name in self._parameters(function)):
                 return scope.module.function(function)
             function = scope.module.function_around(function)
         return None
@@ -177,13 +208,13 @@ class Objects:
         found = self._first(bound.values.get(name, []), scope)
         if not found and name in bound.elements:
             found = self._element(bound.elements[name], scope)
-        if not found and name in _parameters(function.node):
+        if not found and name in self._parameters(function.node):
             found = self._of_parameter(name, function)
         return found
 
     def _of_parameter(self, name: str, function: Function) -> str:
         scope = function.scope
-        parameter, default = _parameters(function.node)[name]
+        parameter, default = self._parameters(function.node)[name]
         for each in (*ast.walk(parameter.annotation or ast.Constant(None)), default):
             if isinstance(each, ast.Call) and last(each.func) in ("Depends", "Security"):
                 given = each.args[0] if each.args else None
@@ -196,7 +227,7 @@ class Objects:
     def _passed(self, name: str, function: Function) -> str:
         """The class of the argument that callers of a function pass for a parameter."""
         node, owner, module = function.node, function.owner, function.module
-        names = list(_parameters(node))
+        names = list(self._parameters(node))
         position = names.index(name)
         called = node.name
         if names[0] in ("self", "cls"):
@@ -381,7 +412,7 @@ class Objects:
             bound = self.binds(node.id, scope)
             if bound is not None:
                 given = self.bindings(bound.node).annotations.get(node.id)
-                parameter = _parameters(bound.node).get(node.id)
+                parameter = self._parameters(bound.node).get(node.id)
                 given = given or (parameter[0].annotation if parameter else None)
                 return (scope.module, given) if given is not None else None
             origin, _, member = self.source.canonical(scope.module, node).rpartition(".")
@@ -395,6 +426,17 @@ class Objects:
                     if is_type:
                         return where.module, value
         return None
+
+    def _parameters(self, node: Definition) -> dict[str, tuple[ast.arg, ast.expr | None]]:
+        """The parameters of a function by name, with their defaults."""
+        found = self._known_parameters.get(node)
+        if found is None:
+            found = {parameter.arg: (parameter, default) for parameter, default in parameters(node)}
+            for each in (node.args.vararg, node.args.kwarg):
+                if each is not None:
+                    found[each.arg] = (ast.arg(each.arg), None)
+            self._known_parameters[node] = found
+        return found
 
     # Names and functions.
 
@@ -492,6 +534,22 @@ class Objects:
                     return found
         return None
 
+    def implementations(self, function: Function) -> list[Function]:
+        """Return the methods of subclasses for a method that does nothing itself."""
+        if function.owner is None or not _is_abstract(function.node):
+            return []
+        if self._subclasses is None:
+            self._subclasses = defaultdict(list)
+            for name, known in self.source.classes.items():
+                for base in self.source.bases(*known):
+                    self._subclasses[base].append(name)
+        owner = f"{function.module.name}.{function.owner.name}"
+        methods = (
+            self.source.functions.get(f"{each}.{function.node.name}")
+            for each in self._subclasses.get(owner, [])
+        )
+        return [each for each in methods if each is not None]
+
     def only_method(self, name: str) -> Function | None:
         """Return the method that alone in the project has a name."""
         if self._methods is None:
@@ -580,6 +638,16 @@ def _names(node: ast.AST) -> set[str]:
     return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
 
 
+def _is_abstract(node: Definition) -> bool:
+    """Return whether a method only says what it is, or that it is not implemented."""
+    return any(last(each) == "abstractmethod" for each in node.decorator_list) or all(
+        isinstance(each, ast.Pass)
+        or (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+        or (isinstance(each, ast.Raise) and "NotImplemented" in ast.dump(each))
+        for each in node.body
+    )
+
+
 def _is_name(node: ast.AST, name: str) -> bool:
     return isinstance(node, ast.Name) and node.id == name
 
@@ -589,15 +657,6 @@ def last(node: ast.AST) -> str:
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else ""
-
-
-def _parameters(node: Definition) -> dict[str, tuple[ast.arg, ast.expr | None]]:
-    """The parameters of a function by name, with their defaults."""
-    found = {parameter.arg: (parameter, default) for parameter, default in parameters(node)}
-    for each in (node.args.vararg, node.args.kwarg):
-        if each is not None:
-            found[each.arg] = (ast.arg(each.arg), None)
-    return found
 
 
 def parameters(node: Definition) -> list[tuple[ast.arg, ast.expr | None]]:

@@ -21,6 +21,7 @@ _ROUTE_CLASSES = {
     *("fastapi.routing.APIRoute", "fastapi.routing.APIWebSocketRoute"),
     *("starlette.routing.Route", "starlette.routing.WebSocketRoute"),
 }
+_REGISTERS = _ADDS | {name.rpartition(".")[2] for name in _ROUTE_CLASSES}
 _ROUTERS = {
     *("fastapi.FastAPI", "fastapi.applications.FastAPI"),
     *("fastapi.APIRouter", "fastapi.routing.APIRouter"),
@@ -124,7 +125,8 @@ class Service:
                 if isinstance(decorator, ast.Call) and last(decorator.func) in _ANY_METHOD:
                     yield from self._endpoint(module, decorator, node)
         for call in module.of(ast.Call):
-            yield from self._registered(module, call)
+            if isinstance(call.func, ast.Call) or last(call.func) in _REGISTERS:
+                yield from self._registered(module, call)
 
     def _registered(self, module: Module, call: ast.Call) -> Iterator[Route]:
         """`router.post("/path")(function)`, or `router.add_api_route("/path", function)`."""
@@ -137,16 +139,42 @@ class Service:
             handler, declaration = given, call
         else:
             return
-        name = self.source.canonical(module, handler)
-        if name in self.source.classes:
-            yield from self._endpoint(module, declaration, self.source.classes[name][1])
-            return
-        yield from self._route(module, declaration, self._handler(module, handler))
+        for row in self._rows(module, call) or [{}]:
+            answers = _in_row(row, handler)
+            name = self.source.canonical(module, answers)
+            if name in self.source.classes:
+                yield from self._endpoint(module, declaration, self.source.classes[name][1])
+            else:
+                yield from self._route(module, declaration, self._handler(module, answers), row)
+
+    def _rows(self, module: Module, call: ast.Call) -> list[dict[str, ast.expr]]:
+        """The variables of the loop around a call, where it runs over a table of routes.
+
+        `for path, handler in TABLE:`, over tuples or the items of a dictionary.
+        """
+        around = module.parents.get(call)
+        while around is not None and not isinstance(around, Definition | ast.For):
+            around = module.parents.get(around)
+        if not isinstance(around, ast.For) or not isinstance(around.target, ast.Tuple):
+            return []
+        over: ast.expr | None = around.iter
+        if isinstance(over, ast.Call) and isinstance(over.func, ast.Attribute):
+            over = over.func.value if over.func.attr == "items" else None
+        if isinstance(over, ast.Name | ast.Attribute):
+            over = self.source.constant(module, over)
+        if isinstance(over, ast.Dict):
+            rows = [[key, value] for key, value in zip(over.keys, over.values, strict=True) if key]
+        elif isinstance(over, ast.List | ast.Tuple):
+            rows = [each.elts for each in over.elts if isinstance(each, ast.Tuple | ast.List)]
+        else:
+            return []
+        names = [last(each) for each in around.target.elts]
+        return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
 
     def _is_route_class(self, module: Module, call: ast.Call) -> bool:
-        return last(call.func) in (
-            *("APIRoute", "APIWebSocketRoute", "Route", "WebSocketRoute"),
-        ) and (self.source.canonical(module, call.func) in _ROUTE_CLASSES)
+        return last(call.func) in _REGISTERS and (
+            self.source.canonical(module, call.func) in _ROUTE_CLASSES
+        )
 
     def _handler(self, module: Module, node: ast.expr) -> Function | None:
         """The function of a handler: of a name, a method, or the only method of that name."""
@@ -170,7 +198,11 @@ class Service:
                     yield route
 
     def _route(
-        self, module: Module, declaration: ast.Call, function: Function | None
+        self,
+        module: Module,
+        declaration: ast.Call,
+        function: Function | None,
+        row: dict[str, ast.expr] = {},  # noqa: B006
     ) -> Iterator[Route]:
         verb = last(declaration.func)
         path = argument(declaration, 0, "path")
@@ -183,7 +215,7 @@ class Service:
         receiver = declaration.func.value if isinstance(declaration.func, ast.Attribute) else None
         prefix = self._prefix(module, receiver)
         direct = receiver is not None and self._is_application(module, receiver)
-        for text in self._paths(module, path):
+        for text in self._paths(module, _in_row(row, path)):
             methods = self._methods(declaration, verb)
             yield Route(methods, prefix + text, function, module, declaration, direct)
 
@@ -464,6 +496,8 @@ class Service:
             if node in awaited and not callee.is_async and callee.node.decorator_list:
                 continue
             found[callee.node] = callee
+            for each in self.objects.implementations(callee):
+                found[each.node] = each
         self._callees[function.node] = list(found.values())
         return self._callees[function.node]
 
@@ -548,6 +582,11 @@ class Service:
     def is_openai(self) -> bool:
         """True if the service has endpoints of OpenAI's API."""
         return any(route.path.endswith(OPENAI_PATHS) for route in self.routes)
+
+
+def _in_row(row: dict[str, ast.expr], node: ast.expr) -> ast.expr:
+    """Return what a variable of a loop stands for in one of its turns."""
+    return row.get(node.id, node) if isinstance(node, ast.Name) else node
 
 
 def _runs(callee: Function, call: ast.Call, caller: Function) -> bool:

@@ -46,9 +46,16 @@ _FIELDS = {
 }
 # A file without any of this is judged only where another one imports it. Routes need a router,
 # which comes from FastAPI; a stream and its end are written as these texts.
-_MATTERS = re.compile(
-    rb"fastapi|starlette|router|\.(?:get|post|put|delete|patch|websocket)\([\"']/"
-    rb"|event-stream|EventSourceResponse|StreamingResponse|\[DONE\]"
+_MARKS = (
+    *(b"fastapi", b"starlette", b"APIRouter", b"include_router", b"api_route", b"add_route"),
+    *(b"add_websocket_route", b"event-stream", b"EventSourceResponse", b"StreamingResponse"),
+    b"[DONE]",
+)
+_PATH = re.compile(rb"\.(?:get|post|put|delete|patch|websocket)\([\"']/")
+# Used as one of FastAPI's: `self.router(x)` is the router of a mixture of experts.
+_ROUTER = re.compile(
+    rb"import [^\n]*router"
+    rb"|router\.(?:get|post|put|delete|patch|head|options|trace|websocket|route|mount)\b"
 )
 _IMPORT_HOPS = 2
 _DEEPEST = 200  # depth of a tree: people write 40, and rules walk by recursion
@@ -363,7 +370,7 @@ def read(root: Path, exclude: Iterable[str] = ()) -> Source:
             if problem:
                 raise Unreadable(problem)
             text = _utf8(content(path))
-            if _MATTERS.search(text):
+            if _matters(text):
                 source.modules.append(_module(relative, root, text))
             else:
                 others[relative] = _dotted(relative, root)
@@ -393,6 +400,15 @@ def read(root: Path, exclude: Iterable[str] = ()) -> Source:
     source.unparsed.sort()
     source.modules.sort(key=lambda module: module.path)
     return source
+
+
+def _matters(text: bytes) -> bool:
+    """Return whether a file may say something about a service."""
+    return (
+        any(mark in text for mark in _MARKS)
+        or _PATH.search(text) is not None
+        or (b"router" in text and _ROUTER.search(text) is not None)
+    )
 
 
 _UNJUDGED = (SyntaxError, ValueError, LookupError, RecursionError, MemoryError, Unreadable)
@@ -486,7 +502,7 @@ def _tree(text: bytes) -> ast.Module:
 
 def _in_part(path: Path, root: Path, text: bytes) -> Module | None:
     """Return what can be parsed of a file with an error, if that says something about a service."""
-    if not _MATTERS.search(text):
+    if not _matters(text):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

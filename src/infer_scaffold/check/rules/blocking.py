@@ -97,6 +97,17 @@ MODULE_CALLS = (
         "litellm.embedding": _SERVER,
     }
     | {
+        f"{library}.{place}{verb}": why
+        for library in ("mlx_lm", "mlx_vlm")
+        for place in ("", "generate.", "utils.")
+        for verb, why in {
+            "generate": _MODEL,
+            "stream_generate": _MODEL,
+            "batch_generate": _MODEL,
+            "load": _LOADS,
+        }.items()
+    }
+    | {
         f"shutil.{verb}": why
         for why, verbs in {
             "copies files": ("copy", "copy2", "copyfile", "copyfileobj", "copytree"),
@@ -338,5 +349,5 @@ NAMED_CALLS = {
     for verb in names
     for name in (verb, f"_{verb}")
 }
-PIPELINES = ("pipe", "pipeline")
+PIPELINES = ("pipe", "pipeline", "predictor")
 """Endings of the names of objects that are called, such as `for audio in pipe(text)`."""

@@ -2,6 +2,7 @@
 
 import ast
 import codecs
+import re
 from collections.abc import Iterator
 
 from infer_scaffold.check.judgement import Confidence, Finding, Profile, Verdict
@@ -16,6 +17,12 @@ _SCHEDULES = {
     *("create_task", "ensure_future", "gather", "wait", "wait_for", "shield", "as_completed"),
     *("run_coroutine_threadsafe", "iterate_in_threadpool", "aclosing", "run_until_complete"),
     *("enter_context", "enter_async_context"),
+}
+# Responses that take a stream; others, and models of answers, take a result.
+_STREAMS = re.compile(r"(Stream\w*|Event\w*|SSE)Response$")
+# Methods that send or store a result.
+_SENDS = {
+    *("send_json", "send_text", "send_bytes", "send", "put", "write", "publish", "set", "lpush"),
 }
 # Calls of a dependency that only reads: they take no time.
 _QUICK = {
@@ -265,20 +272,38 @@ class Calls:
             if isinstance(node.func, ast.Attribute) and node.func.attr in ("__anext__", "aclose"):
                 used = [node.func.value]
             elif self._takes_streams(node):
-                used = [*node.args, *(each.value for each in node.keywords)]
-        return any(
-            isinstance(each, ast.Name) and each.id in names
-            for value in used
-            for each in ast.walk(value)
-        )
+                used = _arguments(node)
+        return any(_hands_on(value, names) for value in used)
 
     def _takes_streams(self, call: ast.Call) -> bool:
         """Return whether a call schedules, enters or streams what it is given."""
         name = last(call.func)
-        if name in _SCHEDULES or name.endswith("Response"):
+        if name in _SCHEDULES or _STREAMS.search(name):
             return True
         callee = self.objects.function(call.func, self.scope)
         return callee is not None and callee.is_async and callee.is_generator
+
+
+def _hands_on(node: ast.expr, names: set[str]) -> bool:
+    """Return whether an expression is one of some names, or passes one on whole.
+
+    A part of a result, as in `await socket.send_json({"text": result.text})`, is no coroutine and
+    no stream, and neither is what is sent.
+    """
+    if isinstance(node, ast.Name):
+        return node.id in names
+    if isinstance(node, ast.Starred | ast.Await):
+        return _hands_on(node.value, names)
+    if isinstance(node, ast.List | ast.Tuple):
+        return any(_hands_on(each, names) for each in node.elts)
+    if not isinstance(node, ast.Call) or last(node.func) in _SENDS:
+        return False
+    receiver = node.func.value if isinstance(node.func, ast.Attribute) else None
+    return any(_hands_on(each, names) for each in filter(None, (receiver, *_arguments(node))))
+
+
+def _arguments(call: ast.Call) -> list[ast.expr]:
+    return [*call.args, *(each.value for each in call.keywords)]
 
 
 def _method(maker: str, name: str, call: ast.Call, strict: bool) -> str | None:

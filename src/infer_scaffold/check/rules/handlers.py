@@ -165,8 +165,9 @@ def status_codes(service: Service, profile: Profile) -> tuple[Verdict, list[Find
     codes: set[int] = set()
     findings = []
     for module in service.source.modules:
-        for node in module.of(*_WITH_STATUS):
-            codes.update(statuses(module, node))
+        if _STATUS.search(module.content):
+            for node in module.of(*_WITH_STATUS):
+                codes.update(statuses(module, node))
         for node in module.of(ast.ExceptHandler):
             findings += [
                 at(module, each, "The error loses its cause.", _CHAIN_FIX)
@@ -189,6 +190,7 @@ def status_codes(service: Service, profile: Profile) -> tuple[Verdict, list[Find
     return graded(1 + enough + (not unchained), 3), findings
 
 
+_STATUS = re.compile(rb"\b[1-5]\d\d\b|HTTP_[1-5]|HTTPStatus")
 _WITH_STATUS = (ast.Call, ast.Attribute, ast.Assign, ast.AnnAssign, ast.Dict)
 
 

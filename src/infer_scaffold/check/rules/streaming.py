@@ -83,6 +83,8 @@ def _find_responses(service: Service) -> Iterator[_Response]:
             ours = source.canonical(route.module, given).startswith("fastapi.")
             yield _Response(*route.place, True, route, by_framework=ours)
     for module in source.modules:
+        if b"Response" not in module.content and b"event-stream" not in module.content:
+            continue
         classes = list(module.of(ast.ClassDef))
         streams = [node for node in classes if _media_type(node)]
         inside = {each for node in streams for each in ast.walk(node)}
@@ -387,6 +389,7 @@ def _feeding(service: Service, stream: _Stream) -> list[Function]:
     return list(found.values()) or stream.code.functions
 
 
+_THREADS = {"to_thread", "run_in_executor", "run_in_threadpool", "run_sync"}
 _Loop = ast.AsyncFor | ast.For | ast.While
 
 
@@ -430,8 +433,10 @@ def _has_all(service: Service, function: Function, loop: _Loop) -> bool:
 
 
 def _is_there(service: Service, function: Function, node: ast.expr) -> bool:
+    if isinstance(node, ast.Await):  # a thread may give a generator, which runs here
+        return isinstance(node.value, ast.Call) and last(node.value.func) not in _THREADS
     if not isinstance(node, ast.Call):
-        return not isinstance(node, ast.Name | ast.GeneratorExp | ast.Await)
+        return not isinstance(node, ast.Name | ast.GeneratorExp)
     if last(node.func) in _OF_LISTS:
         return True
     callee = service.objects.function(node.func, function.scope)
