@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ENV_EXAMPLE = (ROOT / ".env.example").read_text("utf-8")
 
+PATH = re.compile(r"`([\w.*-]+/[\w./*-]*|[\w.*-]+\.(?:py|yml|example))`")
+
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)")
 
 EXAMPLE_FILE = re.compile(r"^<!-- file: (\S+) -->\n```python\n(.*?)^```$", re.M | re.S)
@@ -47,6 +49,14 @@ DOCUMENTED = {
     if name in get_annotations(Settings)
 }
 OWN = {name.upper() for name in CustomSettings.model_fields}
+
+
+def test_paths_in_the_page_for_agents_exist() -> None:
+    paths = PATH.findall((ROOT / "AGENTS.md").read_text("utf-8"))
+    assert "src/embeddings_server/serving/" in paths
+    package = ROOT / "src" / "embeddings_server"
+    missing = [path for path in paths if not [*ROOT.glob(path), *package.glob(path)]]
+    assert missing == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

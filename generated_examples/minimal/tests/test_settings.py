@@ -104,6 +104,12 @@ def test_a_device_that_the_machine_lacks_ends_the_start(device: str) -> None:
         ("CORS_ORIGINS", "https://*.example", "is not an origin"),
         ("TRUSTED_HOSTS", "https://a.example", "is not a host name"),
         ("TRUSTED_HOSTS", "a.*", "is not a host name"),
+        ("FORWARDED_ALLOW_IPS", ",", "has no entries"),
+        ("FORWARDED_ALLOW_IPS", "proxy.example", "is not an address"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1/8", "is not an address"),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.1:80", "is not an address"),
+        ("FORWARDED_ALLOW_IPS", "*,10.0.0.1", "stands for all"),
+        ("RATE_LIMIT_REQUESTS", "-1", "greater than or equal to 0"),
         ("KEEP_ALIVE_SECONDS", "0", "greater than or equal to 1"),
     ],
 )

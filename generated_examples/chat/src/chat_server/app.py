@@ -14,6 +14,7 @@ from . import custom
 from .catalog import configured_models
 from .routers import chat, completions, health, models, responses
 from .serving.background import repeat
+from .serving.http.api_keys import SECONDS_BETWEEN_READS, APIKeys
 from .serving.http.body import BodyMiddleware
 from .serving.http.docs import add_docs
 from .serving.http.drain import Drain
@@ -29,6 +30,9 @@ from .serving.http.middleware import (
     RouteMiddleware,
     TrustedHostMiddleware,
 )
+from .serving.http.page import add_page
+from .serving.http.rate_limits import RateLimitMiddleware
+from .serving.http.tracing import make_tracer
 from .serving.metrics import Metrics
 from .serving.models.device import Device
 from .serving.models.error_responses import add_model_error_handler
@@ -39,7 +43,8 @@ from .settings import DEVICES, Settings
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Builds the service. Every call gives an independent one: modules hold no state.
 
-    Raises ConfigurationError for settings that do not say which models to serve.
+    Raises ConfigurationError for settings that do not say which models to serve, KeyFileError for
+    a file of keys that cannot be used.
     """
     settings = settings or Settings()
     specs = configured_models(settings)
@@ -53,6 +58,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if settings.preload:
             registry.require_all()
         tasks = [asyncio.create_task(repeat(1.0, registry.reload_missing))]
+        if settings.api_keys_file:
+            tasks.append(asyncio.create_task(repeat(SECONDS_BETWEEN_READS, keys.reload)))
         if settings.idle_unload_seconds:
             unload_idle = partial(registry.unload_idle, settings.idle_unload_seconds)
             tasks.append(asyncio.create_task(repeat(5.0, unload_idle)))
@@ -65,37 +72,55 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 with suppress(asyncio.CancelledError):
                     await task
             await registry.close()
+            if tracer is not None:
+                await tracer.close()
 
     drain = Drain()
     metrics = Metrics()
     http_metrics = metrics.group(HTTPMetrics)
     http_metrics.watch(drain)
+    given = [key.get_secret_value() for key in settings.api_keys]
+    keys = APIKeys(given, settings.api_keys_file, http_metrics.keep_keys)
+    tracer = make_tracer("chat-server")
     # The first is the outermost.
     middleware = [
-        Middleware(RequestContextMiddleware, metrics=http_metrics, log_probes=settings.log_probes)
+        Middleware(
+            RequestContextMiddleware,
+            metrics=http_metrics,
+            log_probes=settings.log_probes,
+            tracer=tracer,
+        )
     ]
     if settings.cors_origins:
         middleware.append(Middleware(OriginMiddleware, origins=settings.cors_origins))
     middleware.append(Middleware(ErrorMiddleware))
     if settings.trusted_hosts:
         middleware.append(Middleware(TrustedHostMiddleware, hosts=settings.trusted_hosts))
-    if not settings.api_keys and "*" not in settings.cors_origins:
+    if not settings.has_keys and "*" not in settings.cors_origins:
         middleware.append(Middleware(CrossSiteMiddleware, origins=settings.cors_origins))
     middleware += [Middleware(RouteMiddleware), Middleware(DrainMiddleware, drain=drain)]
     guarded: dict[str, Any] = {}
-    if settings.api_keys:
-        keys = [key.get_secret_value() for key in settings.api_keys]
+    if settings.has_keys:
         middleware.append(
             Middleware(
                 APIKeyMiddleware,
                 keys=keys,
                 public_docs=settings.public_docs,
                 public_metrics=settings.metrics == "open",
+                public_page=settings.page,
             )
         )
         # For the OpenAPI document: it is the middleware that asks.
         guarded["dependencies"] = [Depends(HTTPBearer(auto_error=False))]
         guarded["responses"] = documented(401)
+    limits = {
+        "requests": settings.rate_limit_requests,
+        "tokens": settings.rate_limit_tokens,
+        "concurrent": settings.rate_limit_concurrent,
+    }
+    if any(limits.values()):
+        middleware.append(Middleware(RateLimitMiddleware, **limits))
+        guarded["responses"] = {**guarded.get("responses", {}), **documented(429)}
     middleware.append(
         Middleware(
             BodyMiddleware,
@@ -128,4 +153,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router, **guarded)
     if settings.metrics != "off":
         add_metrics_page(app, metrics)
+    if settings.page:
+        add_page(app, public_pages(settings))
     return app
+
+
+def public_pages(settings: Settings) -> list[str]:
+    """The pages that a browser can open without a key."""
+    is_open = not settings.has_keys
+    pages = {
+        "docs": is_open or settings.public_docs,
+        "metrics": settings.metrics == "open" or (settings.metrics == "key" and is_open),
+    }
+    return [page for page, shown in pages.items() if shown]

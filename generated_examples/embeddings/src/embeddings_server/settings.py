@@ -1,6 +1,7 @@
 """The settings of the service: INFER_* variables in the environment or in `.env`."""
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -26,7 +27,26 @@ class Settings(CustomSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Accepted bearer keys, separated by commas; empty: no authentication"
     )
+    api_keys_file: str = Field(
+        "", description="File with a line name:key for each key; read again when it changes"
+    )
+    rate_limit_requests: int = Field(
+        0, ge=0, description="Requests a minute of each client (key, else address); 0: no limit"
+    )
+    rate_limit_tokens: int = Field(
+        0, ge=0, description="Tokens a minute of each client (key, else address); 0: no limit"
+    )
+    rate_limit_concurrent: int = Field(
+        0, ge=0, description="Concurrent requests of each client (key, else address); 0: no limit"
+    )
+    forwarded_allow_ips: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.1",),
+        description="Proxies whose X-Forwarded-For and -Proto count: addresses, networks; *: all",
+    )
     public_docs: bool = Field(False, description="Serve /docs and /openapi.json without a key")
+    page: bool = Field(
+        True, description="Serve a page at / to look at the models and to try them, without a key"
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Allowed CORS origins, separated by commas; *: all"
     )
@@ -114,7 +134,9 @@ class Settings(CustomSettings):
         "several: name=revision,name=revision; empty: the newest",
     )
 
-    @field_validator("api_keys", "cors_origins", "trusted_hosts", mode="before")
+    @field_validator(
+        "api_keys", "cors_origins", "trusted_hosts", "forwarded_allow_ips", mode="before"
+    )
     @classmethod
     def split_list(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -140,6 +162,21 @@ class Settings(CustomSettings):
                 raise ValueError(f"{host!r} is not a host name such as example.com, *.example.com")
         return tuple(host.strip("[]").lower() for host in value)
 
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            try:
+                ipaddress.ip_network("0.0.0.0/0" if proxy == "*" else proxy)
+            except ValueError:
+                raise ValueError(
+                    f"{proxy!r} is not an address such as 10.0.0.1, a network such as 10.0.0.0/8, "
+                    "nor *"
+                ) from None
+        if "*" in value and len(value) > 1:
+            raise ValueError("* stands for all addresses; leave out the others")
+        return value
+
     @field_validator("device")
     @classmethod
     def check_device(cls, value: str) -> str:
@@ -149,6 +186,10 @@ class Settings(CustomSettings):
         if not known or (":" in value and not index.isdecimal()):
             raise ValueError(f"must be auto, cpu or one of {', '.join(DEVICES)}, index optional")
         return value
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self.api_keys or self.api_keys_file)
 
 
 def variables() -> set[str]:

@@ -5,16 +5,18 @@ import logging
 import os
 import signal
 import sys
+import threading
 from functools import partial
 from types import FrameType
-from typing import cast
 
 import uvicorn
-from prometheus_client import CollectorRegistry, start_http_server
 from pydantic import ValidationError
+from starlette.types import ASGIApp
 
 from .app import create_app
+from .serving.http.api_keys import KeyFileError
 from .serving.http.drain import Drain
+from .serving.http.http_metrics import MetricsServer
 from .serving.http.logs import configure_logging
 from .serving.http.protocol import BoundedProtocol, connection_limit
 from .serving.metrics import Metrics
@@ -72,10 +74,26 @@ def is_loopback(host: str) -> bool:
 def serve_metrics(settings: Settings, metrics: Metrics) -> None:
     """Serves the metrics on a port of their own, which no client of the service reaches."""
     try:
-        start_http_server(settings.metrics_port, settings.host, cast(CollectorRegistry, metrics))
+        server = MetricsServer(settings.host, settings.metrics_port, metrics)
     except OSError as error:
         print(f"INFER_METRICS_PORT: {settings.metrics_port}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+
+
+def server_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """uvicorn's configuration: limits of connections, trusted proxies, and no log of its own."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=partial(BoundedProtocol, limit=connection_limit(settings.max_connections)),  # type: ignore[arg-type]
+        log_config=None,
+        access_log=False,
+        forwarded_allow_ips=list(settings.forwarded_allow_ips),
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=5,
+    )
 
 
 def main() -> None:
@@ -91,25 +109,16 @@ def main() -> None:
         # Not an error: Kubernetes and other tools set variables with this prefix too.
         logger.warning(sentence)
     check_device(settings)
-    if not settings.api_keys and not is_loopback(settings.host):
+    if not settings.has_keys and not is_loopback(settings.host):
         logger.warning("%s is open to the network, and no INFER_API_KEYS are set", settings.host)
     try:
         app = create_app(settings)
-    except ConfigurationError as error:
+    except (ConfigurationError, KeyFileError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     if settings.metrics_port:
         serve_metrics(settings, app.state.metrics)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http=partial(BoundedProtocol, limit=connection_limit(settings.max_connections)),  # type: ignore[arg-type]
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=5,
-    )
+    config = server_config(app, settings)
     DrainingServer(config, app.state.drain, settings.drain_seconds).run()
     if threads_left():
         # A model that is half loaded: its C++ code would crash while the interpreter goes down.

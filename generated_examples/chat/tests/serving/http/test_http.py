@@ -162,7 +162,7 @@ def test_what_is_no_object_is_told_so(own: TestClient, body: bytes) -> None:
         ("GET", "/docs/", 200),
         ("GET", "/nope/", 404),
         ("GET", "//evil.example/", 404),
-        ("GET", "/", 404),
+        ("GET", "/", 200),
     ],
 )
 def test_a_slash_at_the_end_is_served(own: TestClient, method: str, path: str, status: int) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import APIRouter
-from prometheus_client import REGISTRY, Counter
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from embeddings_server import custom
 from embeddings_server.__main__ import serve_metrics
-from embeddings_server.serving.metrics import Metrics
+from embeddings_server.serving.metrics import Metrics, TokenHistogram
 from embeddings_server.settings import Settings
 
 from ...conftest import Server
@@ -83,11 +83,37 @@ def test_a_metric_of_one_s_own(client: TestClient) -> None:
         REGISTRY.unregister(counter)
 
 
-def test_openmetrics_for_those_who_ask(client: TestClient) -> None:
-    accept = {"accept": "application/openmetrics-text; version=1.0.0"}
-    answer = client.get("/metrics", headers=accept)
-    assert answer.headers["content-type"].startswith("application/openmetrics-text")
-    assert answer.text.count("# EOF") == 1
+def test_a_token_histogram_is_shown_like_any_other() -> None:
+    def page(kind: Any) -> list[str]:
+        metrics = Metrics()
+        buckets = (0.01, 0.25, 1, 2.5, 10, 256)
+        histogram = kind("h", "Some", ("model",), buckets=buckets, registry=metrics.registry)
+        for value in (0, 0.01, 0.011, 1, 3, 256, 257, 1e9):
+            histogram.labels("a").observe(value)
+        histogram.labels("b")
+        lines = metrics.render()[0].decode().splitlines()
+        return [line for line in lines if re.search(r"\bh(_bucket|_sum|_count)?\b", line)]
+
+    assert page(TokenHistogram) == page(Histogram)
+    assert len(page(TokenHistogram)) > 15
+
+
+PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+"""What Prometheus accepts. prometheus_client would answer it with names without their colons."""
+
+
+def test_prometheus_gets_the_names_as_they_are(client: TestClient) -> None:
+    app: Any = client.app
+    gauge = Gauge("vllm:of_this_test", "A gauge", registry=app.state.metrics.registry)
+    try:
+        answer = client.get("/metrics", headers={"accept": PROMETHEUS})
+    finally:
+        app.state.metrics.registry.unregister(gauge)
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert "\nvllm:of_this_test 0.0\n" in answer.text
 
 
 @pytest.mark.parametrize(
@@ -134,7 +160,7 @@ def test_a_port_of_their_own(make_server: Callable[..., Server]) -> None:
         port = probe.getsockname()[1]
     server = make_server(metrics_port=port, metrics="off")
     assert httpx2.get(f"{server.url}/metrics").status_code == 404
-    text = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+    text = httpx2.get(f"http://127.0.0.1:{port}/metrics", headers={"accept": PROMETHEUS}).text
     assert re.search(r'^http_requests_total\{handler="none",.*status="4xx"\} 1.0$', text, re.M)
 
 

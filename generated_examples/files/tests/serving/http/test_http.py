@@ -176,7 +176,7 @@ def test_a_large_upload_goes_to_the_url_with_a_slash_too(own: TestClient) -> Non
         ("GET", "/docs/", 200),
         ("GET", "/nope/", 404),
         ("GET", "//evil.example/", 404),
-        ("GET", "/", 404),
+        ("GET", "/", 200),
     ],
 )
 def test_a_slash_at_the_end_is_served(own: TestClient, method: str, path: str, status: int) -> None:

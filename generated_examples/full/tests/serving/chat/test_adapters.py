@@ -216,14 +216,14 @@ def test_all_together_in_one_batch(
         assign(self, runs, device)
 
     monkeypatch.setattr(AdapterMix, "assign", recorded)
-    texts = ["hello", LONG, "world", "how are you today?"]
+    texts = ["hello", LONG, "how are you today?"]
     requests = [(name, text) for text in texts for name in NAMES]
     with ThreadPoolExecutor(len(requests)) as clients:
         answers = list(
-            clients.map(lambda each: ask(service, *each, max_tokens=32, **params), requests)
+            clients.map(lambda each: ask(service, *each, max_tokens=20, **params), requests)
         )
     for request, answer in zip(requests, answers, strict=True):
-        assert_same(answer, expected(*request, tokens=32))
+        assert_same(answer, expected(*request, tokens=20))
     assert max(mixed) >= 3
     assert engine_of(service).reason is None
     assert running(service) == 0
@@ -261,6 +261,7 @@ def test_a_prefix_is_shared_within_an_adapter(
         processed.append(sum(count for _, count in runs))
         assign(self, runs, device)
 
+    ask(service, "all")  # loads the model, whose self-check computes as well
     monkeypatch.setattr(AdapterMix, "assign", recorded)
     work = []
     for name in ("all", "some", "all", "tiny-chat", "some"):

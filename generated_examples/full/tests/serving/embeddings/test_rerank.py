@@ -198,12 +198,12 @@ def load(folder: Path) -> CrossEncoder:
 
 
 def test_several_labels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="3 labels"):
+    with pytest.raises(SourceError, match="3 labels"):
         load(build_rerank_model(tmp_path / "model", labels=3))
 
 
 def test_an_embeddings_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not a cross-encoder"):
+    with pytest.raises(SourceError, match="not a cross-encoder"):
         load(build_embeddings_model(tmp_path / "model"))
 
 

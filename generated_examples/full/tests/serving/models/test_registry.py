@@ -13,6 +13,7 @@ import pytest
 from full_server import custom
 from full_server.catalog import configured_models
 from full_server.serving.deadline import Deadline
+from full_server.serving.metrics import Metrics
 from full_server.serving.models.device import Device
 from full_server.serving.models.model import Model, ModelSpec
 from full_server.serving.models.model_errors import (
@@ -260,6 +261,22 @@ async def test_dead_model_is_replaced(registry: ModelRegistry, loader: Loader) -
     assert registry.dead == []
     assert model.unloaded
     assert len(loader.loaded) == 2
+
+
+async def test_deaths_are_counted_apart_from_unloads(loader: Loader) -> None:
+    metrics = Metrics()
+    registry = ModelRegistry([ModelSpec("echo", Echo, loader)], Device(), metrics=metrics)
+
+    def counted(name: str) -> float | None:
+        return metrics.registry.get_sample_value(name, {"model_name": "echo"})
+
+    await use(registry)
+    await registry.unload_idle(0)
+    assert (counted("infer_model_unloads_total"), counted("infer_model_deaths_total")) == (1, 0)
+    model = await use(registry)
+    model.running = False
+    await registry.reload_missing()
+    assert (counted("infer_model_unloads_total"), counted("infer_model_deaths_total")) == (2, 1)
 
 
 async def test_a_request_waits_for_the_replacement_of_a_dead_model(

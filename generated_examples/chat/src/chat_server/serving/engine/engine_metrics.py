@@ -6,7 +6,9 @@ Names and labels are those of vLLM where it has the metric.
 from typing import TYPE_CHECKING
 from weakref import WeakMethod
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from ..metrics import TokenHistogram
 
 if TYPE_CHECKING:
     from .base_engine import Engine
@@ -39,7 +41,7 @@ class EngineMetrics:
         self.oom_splits = counter(
             "infer_out_of_memory_splits", "Steps that were halved because memory ran out"
         )
-        self.batch = Histogram(
+        self.batch = TokenHistogram(
             "infer_batch_sequences",
             "Sequences that got a token in a step",
             LABELS,

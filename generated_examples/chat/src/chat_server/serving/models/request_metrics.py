@@ -12,6 +12,10 @@ from weakref import WeakMethod
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from ..http.token_usage import TokenUsage, token_usage_var
+from ..http.tracing import ModelWork, trace_var
+from ..metrics import TokenHistogram
+
 FIRST_TOKEN_SECONDS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
     *(10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
@@ -67,10 +71,12 @@ class RequestMetrics:
             "Seconds from the arrival of a request to its first token",
             FIRST_TOKEN_SECONDS,
         )
-        self.token_seconds = histogram(
+        self.token_seconds = TokenHistogram(
             "vllm:inter_token_latency_seconds",
             "Seconds between two tokens of a sequence",
-            TOKEN_SECONDS,
+            LABELS,
+            buckets=TOKEN_SECONDS,
+            registry=registry,
         )
         self.request_seconds = histogram(
             "vllm:e2e_request_latency_seconds",
@@ -133,11 +139,20 @@ def unregistered() -> ModelMeter:
 class RequestMeter:
     """Measures one request, from its arrival to the end of its sequences."""
 
-    def __init__(self, meter: ModelMeter) -> None:
+    def __init__(self, meter: ModelMeter, operation: str) -> None:
+        """operation: OpenTelemetry's name of what the model does: chat, embeddings, …"""
         self.fields: MutableMapping[str, Any] = {"model": meter.model}
         """Fields of the request's line in the access log"""
+        self._operation = operation
+        self._trace = trace_var.get()
         self._arrived = time.perf_counter()
+        self._submitted = self._arrived
+        self._queue_seconds: float | None = None
+        self._first: float | None = None
+        """Time of the first token"""
         self._meter = meter
+        self._usage = token_usage_var.get() or TokenUsage()
+        """Tokens of the HTTP request, which may have several meters"""
         self._latest: dict[int, float] = {}
         """Time of the latest token, by sequence"""
         self._counts: dict[int, int] = {}
@@ -157,8 +172,10 @@ class RequestMeter:
 
         Those that have not ended by then failed, or their client has left.
         """
+        self._submitted = time.perf_counter()
         self._meter.prompt_tokens.inc(prompt_tokens)
         self._meter.request_prompt_tokens.observe(prompt_tokens)
+        self._usage.prompt_tokens += prompt_tokens
         self.fields["prompt_tokens"] = prompt_tokens
         self._sequences = sequences
         try:
@@ -174,7 +191,9 @@ class RequestMeter:
     def started(self, queue_seconds: float) -> None:
         """A sequence got its slot after so many seconds."""
         self._meter.queue_seconds.observe(queue_seconds)
-        self.fields.setdefault("queue_ms", round(queue_seconds * 1000, 1))
+        if self._queue_seconds is None:
+            self._queue_seconds = queue_seconds
+            self.fields["queue_ms"] = round(queue_seconds * 1000, 1)
 
     def tokens(self, sequence: int, count: int) -> None:
         """A sequence has got so many tokens more."""
@@ -198,6 +217,7 @@ class RequestMeter:
         self._uncounted = 0
 
     def _first_token(self, now: float) -> None:
+        self._first = now
         seconds = now - self._arrived
         self._meter.first_token_seconds.observe(seconds)
         self.fields["first_token_ms"] = round(seconds * 1000, 1)
@@ -215,12 +235,30 @@ class RequestMeter:
 
     def _close(self) -> None:
         self._count_tokens()
-        self._meter.request_seconds.observe(time.perf_counter() - self._arrived)
+        now = time.perf_counter()
+        self._meter.request_seconds.observe(now - self._arrived)
         for count in self._counts.values():
             self._meter.request_generation_tokens.observe(count)
         if self._counts:
-            self.fields["completion_tokens"] = sum(self._counts.values())
+            self.fields["completion_tokens"] = completion_tokens = sum(self._counts.values())
+            self._usage.completion_tokens += completion_tokens
         self.fields["finish_reason"] = ",".join(dict.fromkeys(self._reasons.values()))
+        if self._trace is not None:
+            self._trace.add(self._work(now))
+
+    def _work(self, ended: float) -> ModelWork:
+        return ModelWork(
+            operation=self._operation,
+            model=self._meter.model,
+            arrived=self._arrived,
+            submitted=self._submitted,
+            queue_seconds=self._queue_seconds,
+            first_token=self._first,
+            ended=ended,
+            prompt_tokens=self.fields["prompt_tokens"],
+            completion_tokens=sum(self._counts.values()),
+            finish_reasons=[self._reasons[each] for each in sorted(self._reasons)],
+        )
 
 
 VLLM_REASONS = {"tool_calls": "stop"}

@@ -74,7 +74,7 @@ class BatchedModel(Model):
         estimate: of the tokens, before they are known. Raises Overloaded, Unavailable,
         DeadlineExceeded, and what `tokenize` raises.
         """
-        meter = RequestMeter(self._meter)
+        meter = RequestMeter(self._meter, self.type)
         try:
             with self._admission.enter(estimate) as admitted:
                 async with asyncio.timeout_at(deadline.time):

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from transformers.modeling_utils import PreTrainedModel
 
 from ..models.device import Device
+from ..models.model_errors import UnsupportedModel
 from .head import make_activation
 from .layout import SCORES, Layout, read_model_layout
 from .token_model import TokenModel, load_transformer
@@ -46,9 +47,7 @@ class CrossEncoder(TokenModel[TokenPair]):
     ) -> None:
         super().__init__(model, tokenizer, layout)
         if not tokenizer.is_fast:
-            raise ValueError(
-                "The model's tokenizer cannot be made a fast one, which is needed here."
-            )
+            raise UnsupportedModel("its tokenizer cannot be made a fast one, which is needed here")
         self._activation = activation
         self._backend = tokenizer.backend_tokenizer
         self._specials: int = self._backend.num_special_tokens_to_add(True)
@@ -62,17 +61,17 @@ class CrossEncoder(TokenModel[TokenPair]):
 
     @classmethod
     def load(cls, folder: Path, device: Device, *, trust_remote_code: bool = False) -> Self:
-        """Raises ValueError for what is not supported, SourceError for weights that are missing,
-        OSError for other files.
+        """Raises SourceError for what is not supported and for missing weights, OSError for other
+        missing files.
         """
         layout = read_model_layout(folder)
         if layout.modules:
             kind = layout.modules[0][0]
-            raise ValueError(f"The model has the module {kind}: it is not a cross-encoder.")
+            raise UnsupportedModel(f"it has the module {kind} and is not a cross-encoder")
         if layout.modules is not None and layout.task != SCORES:
-            raise ValueError(f"The model is made for {layout.task}: it is not a cross-encoder.")
+            raise UnsupportedModel(f"it is made for {layout.task} and is not a cross-encoder")
         if layout.prompts.default:
-            raise ValueError("The model has a default prompt, which is not supported.")
+            raise UnsupportedModel("it has a default prompt, which is not supported")
         model, tokenizer = load_transformer(
             layout,
             device,
@@ -81,9 +80,8 @@ class CrossEncoder(TokenModel[TokenPair]):
             trust_remote_code=trust_remote_code,
         )
         if (labels := model.config.num_labels) != 1:
-            raise ValueError(
-                f"The model has {labels} labels; one is needed, which says how relevant a text is."
-            )
+            reason = f"it has {labels} labels, and one is needed, which says how relevant a text is"
+            raise UnsupportedModel(reason)
         return cls(model, tokenizer, layout, make_activation(activation_of(layout, model.config)))
 
     def make_item(self, tokens: int) -> TokenPair:

@@ -10,6 +10,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from transformers.modeling_utils import PreTrainedModel
 
 from ..models.device import Device
+from ..models.model_errors import UnsupportedModel
 from .head import read_head
 from .layout import FEATURES, Layout, read_model_layout, read_module_config
 from .pooling import pool, read_modes
@@ -36,18 +37,18 @@ class Encoder(TokenModel[Sequence[int]]):
 
     @classmethod
     def load(cls, folder: Path, device: Device, *, trust_remote_code: bool = False) -> Self:
-        """Raises ValueError for what is not supported, SourceError for weights and settings that are
-        missing, OSError for other files.
+        """Raises SourceError for what is not supported, and for weights and settings that are missing;
+        OSError for other missing files.
         """
         layout = read_model_layout(folder)
         if layout.task != FEATURES:
-            raise ValueError(f"The model is made for {layout.task}; it gives no vectors.")
+            raise UnsupportedModel(f"it is made for {layout.task} and gives no vectors")
         modes, head = read_modes_of(layout), read_head((layout.modules or [])[1:])
         model, tokenizer = load_transformer(
             layout, device, AutoModel, trust_remote_code=trust_remote_code
         )
         if any(tokenizer("a").get("token_type_ids", [])):  # as XLNet's does
-            raise ValueError("The model's tokenizer gives types to tokens, which is not supported.")
+            raise UnsupportedModel("its tokenizer gives types to tokens, which is not supported")
         return cls(model, tokenizer, layout, modes, head)
 
     def make_item(self, tokens: int) -> list[int]:
@@ -90,13 +91,13 @@ class Encoder(TokenModel[Sequence[int]]):
 
 
 def read_modes_of(layout: Layout) -> tuple[str, ...]:
-    """The poolings of a model. Raises ValueError if it has none, or one that is not here, and
-    SourceError if the file that names them is missing.
+    """The poolings of a model. Raises SourceError if it has none, one that is not here, or no
+    file that names them.
     """
     if layout.modules is None:
         return ("mean",)  # as sentence-transformers takes it for a model without its files
     kind, folder = layout.modules[0] if layout.modules else ("", layout.transformer)
     if kind != "Pooling":
         found = f"the module {kind}" if kind else "nothing"
-        raise ValueError(f"The model has {found} where its pooling is expected.")
+        raise UnsupportedModel(f"it has {found} where its pooling is expected")
     return read_modes(read_module_config(folder), has_prompts=any(layout.prompts.texts.values()))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.checkpoint import transformer_folder
-from ..models.model_errors import InvalidInput, SourceError
+from ..models.model_errors import InvalidInput, SourceError, UnsupportedModel
 
 TRANSFORMER_FILES = [
     f"sentence_{family}_config.json"
@@ -110,15 +110,13 @@ class Layout:
 
 
 def read_model_layout(folder: Path) -> Layout:
-    """Raises ValueError for what this service would have to leave out: the vectors or scores without
-    it would be merely plausible.
-    """
+    """Raises UnsupportedModel for what this service would have to leave out."""
     listed = [read_module(each) for each in read_json(folder / "modules.json") or []]
     if not listed:  # then sentence-transformers reads none of its other files, either
         return Layout(folder, None, FEATURES, Prompts({}))
     whole = read_json(folder / "config_sentence_transformers.json")
     if (kind := listed[0][0]) != "Transformer":
-        raise ValueError(f"The model begins with the module {kind}, which is not supported.")
+        raise UnsupportedModel(f"it begins with the module {kind}, which is not supported")
     transformer = transformer_folder(folder)
     described: list[dict[str, Any]] = [read_json(transformer / name) for name in TRANSFORMER_FILES]
     first = next(filter(None, described), {})
@@ -143,18 +141,18 @@ def read_module(entry: Mapping[str, str]) -> tuple[str, str]:
     """Type and folder of a module, from modules.json."""
     package, _, kind = entry["type"].rpartition(".")
     if package.partition(".")[0] != "sentence_transformers":
-        raise ValueError(f"The model needs the module {entry['type']}, which is code of its own.")
+        raise UnsupportedModel(f"it needs the module {entry['type']}, which is code of its own")
     return kind, entry["path"]
 
 
 def refuse_special(transformer: Mapping[str, Any]) -> None:
-    """Raises ValueError for a transformer whose output is not one vector a token."""
+    """Raises UnsupportedModel for a transformer whose output is not one vector a token."""
     for name in ("query_length", "document_length", "query_expansion", "tokenizer_name_or_path"):
         if transformer.get(name) is not None:
-            raise ValueError(f"The model sets {name}, which is not supported.")
+            raise UnsupportedModel(f"it sets {name}, which is not supported")
     text = transformer.get("modality_config", {}).get("text", {})
     if text.get("method", "forward") != "forward":
-        raise ValueError(f"The model computes texts with {text['method']}, which is not supported.")
+        raise UnsupportedModel(f"it computes texts with {text['method']}, which is not supported")
 
 
 def read_prompts(config: Mapping[str, Any]) -> Prompts:
@@ -162,7 +160,7 @@ def read_prompts(config: Mapping[str, Any]) -> Prompts:
     name = config.get("default_prompt_name")
     # sentence-transformers gives every model these two, empty where its files say nothing.
     if name is not None and name not in {*texts, "query", "document"}:
-        raise ValueError(f"The model's default prompt {name!r} is not among its prompts.")
+        raise UnsupportedModel(f"its default prompt {name!r} is not among its prompts")
     return Prompts(texts, texts.get(name, ""))
 
 

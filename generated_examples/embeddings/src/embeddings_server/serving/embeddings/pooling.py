@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.model_errors import UnsupportedModel
+
 
 def cls(hidden: Tensor, mask: Tensor) -> Tensor:
     return hidden[:, 0]
@@ -64,14 +66,15 @@ def pool(hidden: Tensor, mask: Tensor, modes: Sequence[str]) -> Tensor:
 
 
 def read_modes(config: Mapping[str, Any], *, has_prompts: bool) -> tuple[str, ...]:
-    """The modes in the configuration of a pooling. Raises ValueError for one that is not here."""
+    """The modes in the configuration of a pooling. Raises UnsupportedModel for others."""
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for key, mode in LEGACY_MODES.items() if config.get(key)] or ["mean"]
     modes = (modes,) if isinstance(modes, str) else tuple(modes)
     for mode in modes:
         if mode not in POOLERS:
-            raise ValueError(f"The model needs {mode} pooling; supported are {', '.join(POOLERS)}.")
+            supported = ", ".join(POOLERS)
+            raise UnsupportedModel(f"it needs {mode} pooling, and supported are {supported}")
     if has_prompts and not config.get("include_prompt", True):
-        raise ValueError("The model's pooling leaves its prompts out, which is not supported.")
+        raise UnsupportedModel("its pooling leaves prompts out, which is not supported")
     return modes

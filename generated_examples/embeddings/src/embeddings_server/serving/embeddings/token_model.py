@@ -19,6 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..models.checkpoint import refuse_missing_weights
 from ..models.device import Device
+from ..models.model_errors import UnsupportedModel
 from .layout import Layout
 
 Item = TypeVar("Item")
@@ -147,16 +148,16 @@ def load_transformer(
 
 def encoder_class(config: Any) -> Any:
     """The class of transformers that encodes texts: of T5 and its like, which generate too, the half
-    that does. Raises ValueError for those that have no such class: the other half would compute
+    that does. Raises UnsupportedModel for those without such a class: the other half would compute
     something else.
     """
     found = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
     if found is not None and found.__name__.endswith("EncoderModel"):
         return found
     if config.is_encoder_decoder:
-        raise ValueError(
-            f"The model is of the type {config.model_type}, which has an encoder and a decoder; "
-            "of these, t5, mt5 and umt5 are supported."
+        raise UnsupportedModel(
+            f"it is of the type {config.model_type}, which has an encoder and a decoder, and of these "
+            "t5, mt5 and umt5 are supported"
         )
     return AutoModel
 

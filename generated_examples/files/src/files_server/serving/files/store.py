@@ -120,9 +120,7 @@ class FileStore:
                 yield chunk
 
         try:
-            await obstore.put_async(
-                self.objects, f"content/{file_id}", counted(), max_concurrency=PARTS_IN_FLIGHT
-            )
+            await self._put_parts(f"content/{file_id}", counted())
             if pages is not None:
                 file.page_count = 0
                 async for png in pages:
@@ -140,6 +138,35 @@ class FileStore:
             await self._delete_content(file_id)
             raise
         return file
+
+    async def _put_parts(self, path: str, chunks: AsyncIterator[bytes]) -> None:
+        """Writes an object in parts. Where it is cancelled, the parts in a bucket are deleted.
+
+        obstore deletes them when the chunks raise, and not when its own call is cancelled.
+        """
+        stopped = asyncio.get_running_loop().create_future()
+
+        async def until_stopped() -> AsyncIterator[bytes]:
+            while True:
+                chunk = asyncio.ensure_future(anext(chunks, None))
+                await asyncio.wait((chunk, stopped), return_when=asyncio.FIRST_COMPLETED)
+                if stopped.done():
+                    chunk.cancel()
+                    raise ConnectionAbortedError
+                if (content := chunk.result()) is None:
+                    return
+                yield content
+
+        put = asyncio.ensure_future(
+            obstore.put_async(self.objects, path, until_stopped(), max_concurrency=PARTS_IN_FLIGHT)
+        )
+        try:
+            await asyncio.shield(put)
+        except asyncio.CancelledError:
+            stopped.set_result(None)
+            await asyncio.wait([put])
+            put.exception()  # that of the chunks, which nobody waits for
+            raise
 
     async def retrieve(self, file_id: str) -> StoredFile:
         # Only ids in the form of this store become a path.

@@ -39,7 +39,7 @@ DESCRIPTIONS = {
     408: "The body of the request stalled",
     413: "The body of the request, or the file in it, is too large",
     415: "The body of the request has a type or an encoding that is not read",
-    429: "Too much work waits already",
+    429: "Too much work waits already, or a rate limit is reached",
     500: "The server had an error; its log says more under the request id",
     503: "The server cannot answer now: it is shutting down, or what it needs does not work",
     504: "The answer took longer than a request may take",

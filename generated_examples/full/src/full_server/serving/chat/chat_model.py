@@ -276,7 +276,8 @@ class ChatModel(Model):
         token is generated.
         """
         deadline = deadline or Deadline(math.inf)
-        meter = RequestMeter(self._meter)
+        operation = "text_completion" if isinstance(conversation, TextPrompt) else "chat"
+        meter = RequestMeter(self._meter, operation)
         # Before any work, so that a refusal costs nothing.
         answer_tokens = options.max_tokens or self._default_max_tokens
         estimate = (conversation.estimated_tokens + answer_tokens) * options.n

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..models.model_errors import SourceError
+from ..models.model_errors import SourceError, UnsupportedModel
 from .layout import read_module_config
 
 
@@ -58,7 +58,7 @@ WITH_WEIGHTS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
 
 def read_head(modules: Sequence[tuple[str, Path]]) -> nn.Sequential:
     """The modules with their weights. They compute in float32, which costs nothing beside the
-    transformer. Raises ValueError for a module that is not here, SourceError for missing files.
+    transformer. Raises UnsupportedModel for other modules, SourceError for missing files.
     """
     return nn.Sequential(*(read_module_of_head(kind, path) for kind, path in modules)).eval()
 
@@ -69,11 +69,12 @@ def read_module_of_head(kind: str, folder: Path) -> nn.Module:
     if kind == "Dropout":  # in training alone
         return nn.Identity()
     if kind not in WITH_WEIGHTS:
-        raise ValueError(f"The model needs the module {kind}, which is not supported.")
+        raise UnsupportedModel(f"it needs the module {kind}, which is not supported")
     config = read_module_config(folder)
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, "sentence_embedding"):
-            raise ValueError(f"The module {kind} has {key} {config[key]}, which is not supported.")
+            reason = f"its module {kind} has {key} {config[key]}, which is not supported"
+            raise UnsupportedModel(reason)
     return with_weights(WITH_WEIGHTS[kind](config), folder)
 
 
@@ -99,9 +100,9 @@ def with_weights(module: nn.Module, folder: Path) -> nn.Module:
 
 
 def make_activation(name: str | None) -> nn.Module:
-    """One of torch's activations by its full name. Raises ValueError for any other."""
+    """One of torch's activations by its full name. Raises UnsupportedModel for others."""
     module, _, kind = (name or "torch.nn.Identity").rpartition(".")
     found = getattr(nn, kind, None) if module.startswith("torch.nn") else None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"The model needs the activation {name}, which is not one of torch.nn.")
+        raise UnsupportedModel(f"it needs the activation {name}, which is not one of torch.nn")
     return found()

@@ -3,11 +3,15 @@
 The names and labels are those of prometheus-fastapi-instrumentator, which dashboards know.
 """
 
-from fastapi import FastAPI, Request, Response
+import socket
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from fastapi import FastAPI, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
 from ..metrics import Metrics
 from .drain import Drain
+from .token_usage import TokenUsage
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 METHODS = frozenset(
@@ -68,6 +72,20 @@ class HTTPMetrics:
             "infer_draining", "1 while the service finishes its last requests", registry=registry
         )
 
+        self._key_requests = Counter(
+            "infer_key_requests",
+            "Requests with an API key of this name",
+            ("key_name", "status"),
+            registry=registry,
+        )
+        self._key_tokens = Counter(
+            "infer_key_tokens",
+            "Tokens of these requests, by kind: prompt, completion",
+            ("key_name", "kind"),
+            registry=registry,
+        )
+        self._key_names: frozenset[str] = frozenset()
+
     def watch(self, drain: Drain) -> None:
         self._in_flight.set_function(lambda: drain.in_flight)
         self._draining.set_function(lambda: drain.draining)
@@ -96,11 +114,49 @@ class HTTPMetrics:
         if status == CLIENT_CLOSED_REQUEST:
             self._disconnects.inc()
 
+    def keep_keys(self, names: frozenset[str]) -> None:
+        """Counts for the keys with these names from now on, and drops the series of all others."""
+        for name in self._key_names - names:
+            self._key_requests.remove_by_labels({"key_name": name})
+            self._key_tokens.remove_by_labels({"key_name": name})
+        self._key_names = names
+
+    def answered_key(self, name: str, status: int, usage: TokenUsage) -> None:
+        """Counts one request for its key, if there still is one of that name."""
+        if name in self._key_names:
+            self._key_requests.labels(name, f"{status // 100}xx").inc()
+            self._key_tokens.labels(name, "prompt").inc(usage.prompt_tokens)
+            self._key_tokens.labels(name, "completion").inc(usage.completion_tokens)
+
 
 def add_metrics_page(app: FastAPI, metrics: Metrics) -> None:
     """Adds GET /metrics, the page that Prometheus reads."""
 
     @app.get("/metrics", include_in_schema=False)
-    async def get_metrics(request: Request) -> Response:
-        body, content_type = metrics.render(request.headers.get("accept", ""))
+    async def get_metrics() -> Response:
+        body, content_type = metrics.render()
         return Response(body, headers={"Content-Type": content_type})
+
+
+class MetricsServer(ThreadingHTTPServer):
+    """Serves the same page on a port of its own. Raises OSError if it cannot have the port."""
+
+    def __init__(self, host: str, port: int, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), MetricsHandler)
+
+
+class MetricsHandler(BaseHTTPRequestHandler):
+    server: MetricsServer
+
+    def do_GET(self) -> None:
+        body, content_type = self.server.metrics.render()
+        self.send_response(200)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Probes leave no line."""

@@ -5,13 +5,12 @@ that are long gone would go on.
 """
 
 import asyncio
-import hmac
 import logging
 import re
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from fastapi import status
@@ -24,10 +23,16 @@ from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+from .api_keys import APIKeys
 from .drain import Drain
 from .errors import APIError, error_response, internal_error, shutting_down
 from .http_metrics import CLIENT_CLOSED_REQUEST, HTTPMetrics
 from .logs import STANDARD_FIELDS, request_id_var
+from .token_usage import TokenUsage, token_usage_var
+from .tracing import trace_var
+
+if TYPE_CHECKING:
+    from .otel import Tracer
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("access")
@@ -56,6 +61,11 @@ def asks_for_probe(scope: Scope) -> bool:
 def asks_for_docs(scope: Scope) -> bool:
     path: str = scope["path"]
     return path.rstrip("/") in DOCS_PATHS or path.startswith("/docs/")
+
+
+def asks_for_page(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path in ("", "/")
 
 
 async def refuse(error: APIError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,15 +102,26 @@ def size_of(message: Message) -> int:
 
 
 class RequestContextMiddleware:
-    """Outermost: the request id, one access line and the metrics of the request."""
+    """Outermost: the request id, one access line, the metrics and the trace of the request."""
 
     VALID_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-    def __init__(self, app: ASGIApp, metrics: HTTPMetrics, log_probes: bool = False) -> None:
-        """log_probes: probes leave an access line too, and not only where they fail"""
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: HTTPMetrics,
+        log_probes: bool = False,
+        tracer: "Tracer | None" = None,
+    ) -> None:
+        """
+        Args:
+            log_probes: probes leave an access line too, and not only where they fail.
+            tracer: records requests, except for probes.
+        """
         self.app = app
         self.metrics = metrics
         self.log_probes = log_probes
+        self.tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -110,12 +131,18 @@ class RequestContextMiddleware:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if self.VALID_ID.fullmatch(given) else uuid.uuid4().hex
         token = request_id_var.set(request_id)
+        usage = TokenUsage()
+        usage_token = token_usage_var.set(usage)
+        tracer = None if asks_for_probe(scope) else self.tracer
+        trace = tracer.request(scope, request_id) if tracer else None
+        trace_token = trace_var.set(trace)
         started = time.perf_counter()
         response_status: int | None = None
         sent = 0
         method = scope.get("method", "GET")  # of a WebSocket
         # A dictionary of this request: a host may share the state among requests.
-        state = scope["state"] = {**(scope.get("state") or {}), "log_fields": {}}
+        own_state = {"log_fields": {}, "token_usage": usage}
+        state = scope["state"] = {**(scope.get("state") or {}), **own_state}
 
         async def send_with_id(message: Message) -> None:
             nonlocal response_status, sent
@@ -141,6 +168,8 @@ class RequestContextMiddleware:
                 response_bytes=sent,
                 reason=state.get("error_code"),
             )
+            if key_name := state.get("key_name"):
+                self.metrics.answered_key(key_name, answered, usage)
             if answered >= 400 or self.log_probes or not asks_for_probe(scope):
                 own = {k: v for k, v in state["log_fields"].items() if k not in STANDARD_FIELDS}
                 access_logger.info(
@@ -155,7 +184,12 @@ class RequestContextMiddleware:
                         "client": scope["client"][0] if scope.get("client") else None,
                     },
                 )
+            if trace is not None:
+                handler, reason = state.get("handler"), state.get("error_code")
+                trace.end(handler=handler, status=answered, reason=reason)
+            trace_var.reset(trace_token)
             request_id_var.reset(token)
+            token_usage_var.reset(usage_token)
 
 
 class OriginMiddleware(CORSMiddleware):
@@ -164,7 +198,15 @@ class OriginMiddleware(CORSMiddleware):
     Without credentials, which are cookies: a key is a header that the page itself sends.
     """
 
-    EXPOSED = ("Allow", "Content-Disposition", "Retry-After", "WWW-Authenticate", "X-Request-Id")
+    EXPOSED = (
+        *("Allow", "Content-Disposition", "Retry-After", "WWW-Authenticate", "X-Request-Id"),
+        "X-Should-Retry",
+        *(
+            f"X-RateLimit-{figure}-{of}"
+            for figure in ("Limit", "Remaining", "Reset")
+            for of in ("Requests", "Tokens")
+        ),
+    )
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
         super().__init__(
@@ -173,7 +215,7 @@ class OriginMiddleware(CORSMiddleware):
             allow_methods=ALL_METHODS,
             allow_headers=["*"],
             allow_private_network=True,
-            expose_headers=[*self.EXPOSED, "X-Should-Retry"],
+            expose_headers=self.EXPOSED,
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
@@ -381,38 +423,40 @@ class DrainMiddleware:
 
 
 class APIKeyMiddleware:
-    """Asks for `Authorization: Bearer KEY`, except where a load balancer asks for health."""
+    """Asks for `Authorization: Bearer KEY`, except where a load balancer asks for health.
+
+    It leaves the name of the key in the state of the request, and in its access line.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
-        keys: Sequence[str],
+        keys: APIKeys,
         public_docs: bool = False,
         public_metrics: bool = False,
+        public_page: bool = False,
     ) -> None:
         self.app = app
+        self.keys = keys
         self.public_docs = public_docs
         self.public_metrics = public_metrics
-        self.keys = [key.encode() for key in keys]
-
-    def accepts(self, authorization: str) -> bool:
-        scheme, _, given = authorization.partition(" ")
-        # Every key is compared, each in constant time: the answer's timing tells nothing.
-        matches = [hmac.compare_digest(given.strip().encode("latin-1"), key) for key in self.keys]
-        return scheme.lower() == "bearer" and any(matches)
+        self.public_page = public_page
 
     def is_open(self, scope: Scope) -> bool:
         return (
             asks_for_health(scope)
             or (self.public_docs and asks_for_docs(scope))
             or (self.public_metrics and asks_for_metrics(scope))
+            or (self.public_page and asks_for_page(scope))
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or self.is_open(scope):
             await self.app(scope, receive, send)
             return
-        if self.accepts(Headers(scope=scope).get("authorization", "")):
+        name = self.keys.name_of(Headers(scope=scope).get("authorization", ""))
+        if name is not None:
+            scope["state"]["key_name"] = scope["state"]["log_fields"]["key_name"] = name
             await self.app(scope, receive, send)
             return
         refused = APIError(

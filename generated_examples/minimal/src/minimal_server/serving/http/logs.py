@@ -6,10 +6,12 @@ import logging.config
 from contextvars import ContextVar
 from typing import Literal
 
+from .tracing import trace_var
+
 request_id_var: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))).union(
-    ("asctime", "color_message", "message", "request_id")
+    ("asctime", "color_message", "message", "request_id", "trace_id")
 )
 
 
@@ -19,10 +21,12 @@ def extras(record: logging.LogRecord) -> dict[str, object]:
 
 
 class RequestIdFilter(logging.Filter):
-    """Puts the id of the request at hand on every record."""
+    """Puts the id of the request at hand on every record, and of its trace if it has one."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id_var.get()
+        trace = trace_var.get()
+        record.trace_id = trace.id if trace else None
         return True
 
 
@@ -35,6 +39,7 @@ def quoted(value: object) -> str:
 class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         fields = extras(record) | {"request_id": getattr(record, "request_id", None)}
+        fields["trace_id"] = getattr(record, "trace_id", None)
         pairs = [f"{key}={quoted(value)}" for key, value in fields.items() if value is not None]
         return " ".join([super().formatMessage(record), *pairs])
 
@@ -49,6 +54,8 @@ class JSONFormatter(logging.Formatter):
             "request_id": getattr(record, "request_id", None),
             **extras(record),
         }
+        if trace_id := getattr(record, "trace_id", None):
+            fields["trace_id"] = trace_id
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return json.dumps(fields, default=str)

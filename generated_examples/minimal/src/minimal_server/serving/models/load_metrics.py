@@ -14,6 +14,12 @@ class LoadMetrics:
         )
         self._loads = Counter("infer_model_loads", "Loads", LABELS, registry=registry)
         self._unloads = Counter("infer_model_unloads", "Unloads", LABELS, registry=registry)
+        self._deaths = Counter(
+            "infer_model_deaths",
+            "Models that stopped working while they were loaded",
+            LABELS,
+            registry=registry,
+        )
         self._failures = Counter(
             "infer_model_load_failures", "Loads that failed", LABELS, registry=registry
         )
@@ -24,15 +30,17 @@ class LoadMetrics:
     def watch(self, model: str, is_loaded: Callable[[], bool]) -> None:
         """Shows a model from now on."""
         self._loaded.labels(model).set_function(is_loaded)
-        for counter in (self._loads, self._unloads, self._failures):
+        for counter in (self._loads, self._unloads, self._deaths, self._failures):
             counter.labels(model)
 
     def loaded(self, model: str, seconds: float) -> None:
         self._loads.labels(model).inc()
         self._seconds.labels(model).set(seconds)
 
-    def unloaded(self, model: str) -> None:
+    def unloaded(self, model: str, *, dead: bool) -> None:
         self._unloads.labels(model).inc()
+        if dead:
+            self._deaths.labels(model).inc()
 
     def failed(self, model: str) -> None:
         self._failures.labels(model).inc()

@@ -73,6 +73,15 @@ class SourceError(Exception):
         self.permanent = permanent
 
 
+class UnsupportedModel(SourceError):
+    """The files of a model ask for a computation that is not here. Leaving it out would give answers
+    that are merely plausible.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, "choose another model")
+
+
 class Unavailable(ModelError):
     """The model is loaded but cannot work now: its thread died, or it is being unloaded."""
 

@@ -298,8 +298,8 @@ class ModelRegistry:
                 gc.unfreeze()
                 entry.unloading = None
 
+        self._load_metrics.unloaded(entry.spec.id, dead=entry.dead)
         entry.model = None
-        self._load_metrics.unloaded(entry.spec.id)
         entry.unloading = asyncio.create_task(unload())
         return entry.unloading
 
