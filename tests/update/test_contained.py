@@ -4,12 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from packaging.version import Version
 
 from infer_scaffold import git
+from infer_scaffold.fleet import survey
 from infer_scaffold.project import history, updating
 from tests.conftest import Run
 from tests.update.conftest import LATER, NEXT, Render, commit
@@ -17,6 +19,13 @@ from tests.update.edits import EDITS, PACKAGE, Edit, change
 
 RELEASED = history.versions()
 Look = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the patterns of the checklist aside: they take most of the time, and are not asked."""
+    nothing = SimpleNamespace(unparsed=[], failing=[])
+    monkeypatch.setattr(survey.checker, "check", lambda *_: nothing)
 
 
 @pytest.fixture
