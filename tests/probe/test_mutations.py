@@ -163,7 +163,10 @@ MUTATIONS = [
         "every key is accepted",
         {"wrong-key"},
         "IS203",
-        swap("serving/http/middleware.py", ('scheme.lower() == "bearer" and any(matches)', "True")),
+        swap(
+            "serving/http/api_keys.py",
+            ('return name if scheme.lower() == "bearer" else None', 'return name or "key-1"'),
+        ),
         endpoints=FILES,
     ),
     Mutation(
