@@ -122,7 +122,7 @@ def check(answers: Answers) -> None:
 )
 def test_every_file_of_every_answer_set_parses(endpoints: tuple[str, ...]) -> None:
     @settings(
-        max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(answer_sets(*endpoints))
     def generated(answers: Answers) -> None:

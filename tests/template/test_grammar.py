@@ -206,7 +206,7 @@ def test_a_random_model_keeps_random_schemas(grammar: ModuleType) -> None:
     endless = 0
 
     @settings(
-        max_examples=1500,
+        max_examples=500,
         deadline=None,
         derandomize=True,
         database=None,
@@ -238,6 +238,6 @@ def test_a_random_model_keeps_random_schemas(grammar: ModuleType) -> None:
 
     check()
     print(f"{len(refused)} refused, {len(kept)} kept, {len(ended)} ended, {endless} did not")
-    assert len(kept) > 200
+    assert len(kept) > 100
     assert len(ended) > 20 * endless
     assert all("\n" not in reason and reason.endswith(".") for reason in refused)

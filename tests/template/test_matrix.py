@@ -22,14 +22,13 @@ def subsets(choices: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 
 def variants(endpoints: tuple[str, ...]) -> Iterator[Answers]:
-    """The combinations of the other answers that change files."""
-    for devices in subsets(CHOICES["devices"]):
+    """Every choice of devices, and each way to stream beside some of them."""
+    streaming = CHOICES["streaming"] if "chat" in endpoints else ()
+    for number, devices in enumerate(subsets(CHOICES["devices"])):
         answers: Answers = {"endpoints": list(endpoints), "devices": list(devices)}
-        if "chat" in endpoints:
-            for streaming in CHOICES["streaming"]:
-                yield {**answers, "streaming": streaming}
-        else:
-            yield answers
+        if streaming:
+            answers["streaming"] = streaming[number % len(streaming)]
+        yield answers
 
 
 def ruff(folder: Path, *arguments: str) -> str:
