@@ -45,6 +45,8 @@ class Mutation:
     endpoints: tuple[str, ...] = ("chat", "health")
     """The endpoints of the service: one without models starts in a second."""
     destructive: bool = False
+    also: frozenset[str] = frozenset()
+    """Questions that may fail or not, as the machine is fast or slow"""
     tries: int = 1
     """Runs until one fails: a fault in timing may not show on a busy machine."""
 
@@ -273,6 +275,8 @@ MUTATIONS = [
             ),
             ("class EventStream", COLLECTED + "\n\nclass EventStream"),
         ),
+        # Such a stream cannot be left after its first token.
+        also=frozenset({"stream-disconnect"}),
     ),
     Mutation(
         "nothing is cancelled",
@@ -437,6 +441,7 @@ def test_the_questions_that_should_notice_do(mutation: Mutation, boot: Boot) -> 
         pid=server.process.pid,
         destructive=mutation.destructive,
         silence=connections.LEAST,
+        longest=120,
     )
     codes = matching([mutation.asked], [])
     failed: list[Answer] = []
@@ -446,7 +451,8 @@ def test_the_questions_that_should_notice_do(mutation: Mutation, boot: Boot) -> 
         if failed:
             break
 
-    assert {answer.question.name for answer in failed} == mutation.noticed
+    names = {answer.question.name for answer in failed}
+    assert mutation.noticed <= names <= mutation.noticed | mutation.also
     for answer in failed:
         assert answer.request
         assert answer.got
