@@ -136,7 +136,7 @@ def test_a_replica_that_leaves_loses_nothing(service: Service) -> None:
     with ThreadPoolExecutor(12) as clients:
         streams = [clients.submit(stream, service.url, 400) for _ in range(6)]
         deadline = time.monotonic() + 30
-        while httpx2.get(f"{leaving.url}/metrics").text.count("infer_in_flight 0.0"):
+        while "infer_requests_in_flight 0.0" in httpx2.get(f"{leaving.url}/metrics").text:
             assert time.monotonic() < deadline
         leaving.process.send_signal(15)
         statuses = list(clients.map(lambda _: ask(service.url), range(60)))
