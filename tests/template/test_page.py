@@ -15,7 +15,7 @@ def test_models_are_tried_with_the_keyboard(boot: Boot, tmp_path: Path) -> None:
     server = boot({"endpoints": ["chat", "embeddings", "health"]}, api_keys=KEY)
 
     result = subprocess.run(
-        ["node", "page.mjs", server.url, KEY, str(tmp_path)],
+        ["node", "service_page.mjs", server.url, KEY, str(tmp_path)],
         cwd=NODE,
         capture_output=True,
         text=True,
