@@ -1,4 +1,4 @@
-"""What the metrics of one streamed token cost the server: `python -m bench.metrics`.
+"""Processor time of the metrics for one streamed token: `python -m bench.metrics`.
 
 Calls what the service calls for a token, and nothing else, in one process: the counters and the
 histogram of the request on the event loop, the histogram of the step on the inference thread.

@@ -159,6 +159,14 @@ def test_a_replica_that_is_killed_takes_only_its_own_along(service: Service) -> 
         assert set(clients.map(lambda _: ask(service.url), range(30))) == {200}
 
 
+def test_an_address_that_a_client_invents_is_not_believed(service: Service) -> None:
+    headers = {"X-Forwarded-For": "192.0.2.66"}
+    assert httpx2.get(f"{service.url}/v1/models", headers=headers).status_code == 200
+    log = "".join(replica.messages() for replica in service.replicas)
+    assert "path=/v1/models" in log
+    assert "192.0.2.66" not in log
+
+
 def test_errors_and_uploads_pass(service: Service) -> None:
     answer = httpx2.post(f"{service.url}{CHAT}", json={"model": "none"}, timeout=60)
     assert answer.status_code == 400

@@ -64,6 +64,26 @@ def test_a_title_is_no_markup() -> None:
     assert "<title>&lt;b onclick=&quot;x&quot;&gt;&amp;&lt;/b&gt;</title>" in page
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/", ["GET"]), ("/", ["POST"]), ("/{rest:path}", ["GET"]), ("/", ["GET", "POST"])],
+)
+def test_a_route_of_one_s_own_at_its_place_asks_for_the_key(
+    make_client: Callable[..., TestClient],
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    methods: list[str],
+) -> None:
+    router = APIRouter()
+    router.add_api_route(path, lambda: "secret", methods=methods)
+    monkeypatch.setattr(custom, "ROUTERS", [router])
+    with make_client(api_keys="k") as client:
+        for method in methods:
+            assert client.request(method, "/").status_code == 401
+            headers = {"authorization": "Bearer k"}
+            assert client.request(method, "/", headers=headers).json() == "secret"
+
+
 def test_a_page_of_one_s_own_comes_first(
     make_client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,9 +47,9 @@ class Metrics:
 
 
 class TokenHistogram(Collector):
-    """A histogram that is cheap enough for every token: observing it takes no lock.
+    """A histogram for values that are observed at each token, without a lock.
 
-    So one thread observes a series; any thread may read it.
+    Only one thread may observe a series; any thread may read it.
     """
 
     def __init__(

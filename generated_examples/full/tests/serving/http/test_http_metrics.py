@@ -102,7 +102,9 @@ PROMETHEUS = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 )
-"""What Prometheus accepts. prometheus_client would answer it with names without their colons."""
+"""The Accept header of Prometheus. It prefers OpenMetrics, in which prometheus_client replaces the
+colons of names by underscores.
+"""
 
 
 def test_prometheus_gets_the_names_as_they_are(client: TestClient) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass
 class TokenUsage:
-    """The tokens of one request, those of an answer that nobody waits for included."""
+    """Tokens of one HTTP request, those generated after its client has left included."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -77,7 +77,8 @@ class APIKeys:
     async def reload(self) -> None:
         """Takes over what has changed in the file. The keys stay where it is broken.
 
-        A change counts when it is read twice: whoever writes the file may be in the middle of it.
+        A change takes effect when two reads give the same content: the first may have been of a
+        file that was half written.
         """
         content: bytes | KeyFileError
         try:

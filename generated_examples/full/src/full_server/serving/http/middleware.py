@@ -28,6 +28,7 @@ from .drain import Drain
 from .errors import APIError, error_response, internal_error, shutting_down
 from .http_metrics import CLIENT_CLOSED_REQUEST, HTTPMetrics
 from .logs import STANDARD_FIELDS, request_id_var
+from .page import PAGE_NAME
 from .token_usage import TokenUsage, token_usage_var
 from .tracing import trace_var
 
@@ -64,8 +65,11 @@ def asks_for_docs(scope: Scope) -> bool:
 
 
 def asks_for_page(scope: Scope) -> bool:
-    path: str = scope["path"]
-    return path in ("", "/")
+    """True for the page at /, and false for a route of the owner's in its place."""
+    if scope["type"] != "http" or scope["path"] not in ("", "/"):
+        return False
+    found = (each.name for each in matches(scope, "/") if each.match is Match.FULL)
+    return next(found, None) == PAGE_NAME
 
 
 async def refuse(error: APIError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -354,6 +358,7 @@ class RouteMatch(NamedTuple):
     match: Match
     path: str
     """The path of the route, with its parameters as names"""
+    name: str
     mounted: bool
     """It is another app, and what is below its path is for that app to resolve."""
 
@@ -364,7 +369,8 @@ def matches(scope: Scope, path: str) -> Iterator[RouteMatch]:
         match, _ = context.matches(asked)
         if match is not Match.NONE:
             mounted = isinstance(context.route, Mount)
-            yield RouteMatch(match, context.path or "/", mounted)
+            name = getattr(context.route, "name", "")
+            yield RouteMatch(match, context.path or "/", name, mounted)
 
 
 def route_of(scope: Scope) -> tuple[str, str | None]:

@@ -10,6 +10,9 @@ from string import Template
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
+PAGE_NAME = "serving-page"
+"""Name of its route, which tells it from a route of the owner's at /"""
+
 SOURCE = Path(__file__).with_name("page.html")
 
 
@@ -24,7 +27,7 @@ def add_page(app: FastAPI, links: list[str]) -> None:
         "X-Content-Type-Options": "nosniff",
     }
 
-    @app.get("/", include_in_schema=False)
+    @app.get("/", name=PAGE_NAME, include_in_schema=False)
     async def get_page() -> HTMLResponse:
         return HTMLResponse(page, headers=headers)
 

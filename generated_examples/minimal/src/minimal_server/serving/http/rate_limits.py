@@ -1,6 +1,6 @@
 """Limits of one client: requests and tokens a minute, and requests at the same time.
 
-A client is whoever has an API key of a name; in a service without keys, an address.
+A client is the name of an API key or, in a service without keys, an IP address.
 """
 
 import math
