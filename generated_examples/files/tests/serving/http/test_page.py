@@ -68,20 +68,22 @@ def test_a_title_is_no_markup() -> None:
     ("path", "methods"),
     [("/", ["GET"]), ("/", ["POST"]), ("/{rest:path}", ["GET"]), ("/", ["GET", "POST"])],
 )
-def test_a_route_of_one_s_own_at_its_place_asks_for_the_key(
+@pytest.mark.parametrize("url", ["/", "/metrics"])
+def test_a_route_of_one_s_own_in_place_of_a_page_asks_for_the_key(
     make_client: Callable[..., TestClient],
     monkeypatch: pytest.MonkeyPatch,
+    url: str,
     path: str,
     methods: list[str],
 ) -> None:
     router = APIRouter()
-    router.add_api_route(path, lambda: "secret", methods=methods)
+    router.add_api_route(url if path == "/" else path, lambda: "secret", methods=methods)
     monkeypatch.setattr(custom, "ROUTERS", [router])
     with make_client(api_keys="k") as client:
         for method in methods:
-            assert client.request(method, "/").status_code == 401
+            assert client.request(method, url).status_code == 401
             headers = {"authorization": "Bearer k"}
-            assert client.request(method, "/", headers=headers).json() == "secret"
+            assert client.request(method, url, headers=headers).json() == "secret"
 
 
 def test_a_page_of_one_s_own_comes_first(

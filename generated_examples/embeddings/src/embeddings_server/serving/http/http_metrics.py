@@ -21,6 +21,10 @@ METHODS = frozenset(
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status in the access log for a client that closed the connection before the answer"""
 
+METRICS_PATH = "/metrics"
+METRICS_NAME = "serving-metrics"
+"""Name of its route, which tells it from a route of the owner's at the same path"""
+
 NO_ROUTE = "none"
 """Handler of requests to unknown URLs: one series for all of them, as clients choose these"""
 
@@ -132,7 +136,7 @@ class HTTPMetrics:
 def add_metrics_page(app: FastAPI, metrics: Metrics) -> None:
     """Adds GET /metrics, the page that Prometheus reads."""
 
-    @app.get("/metrics", include_in_schema=False)
+    @app.get(METRICS_PATH, name=METRICS_NAME, include_in_schema=False)
     async def get_metrics() -> Response:
         body, content_type = metrics.render()
         return Response(body, headers={"Content-Type": content_type})

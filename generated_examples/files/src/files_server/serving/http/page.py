@@ -10,8 +10,9 @@ from string import Template
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
+PAGE_PATH = "/"
 PAGE_NAME = "serving-page"
-"""Name of its route, which tells it from a route of the owner's at /"""
+"""Name of its route, which tells it from a route of the owner's at the same path"""
 
 SOURCE = Path(__file__).with_name("page.html")
 
@@ -27,7 +28,7 @@ def add_page(app: FastAPI, links: list[str]) -> None:
         "X-Content-Type-Options": "nosniff",
     }
 
-    @app.get("/", name=PAGE_NAME, include_in_schema=False)
+    @app.get(PAGE_PATH, name=PAGE_NAME, include_in_schema=False)
     async def get_page() -> HTMLResponse:
         return HTMLResponse(page, headers=headers)
 

@@ -26,9 +26,9 @@ from starlette.websockets import WebSocketDisconnect
 from .api_keys import APIKeys
 from .drain import Drain
 from .errors import APIError, error_response, internal_error, shutting_down
-from .http_metrics import CLIENT_CLOSED_REQUEST, HTTPMetrics
+from .http_metrics import CLIENT_CLOSED_REQUEST, METRICS_NAME, METRICS_PATH, HTTPMetrics
 from .logs import STANDARD_FIELDS, request_id_var
-from .page import PAGE_NAME
+from .page import PAGE_NAME, PAGE_PATH
 from .token_usage import TokenUsage, token_usage_var
 from .tracing import trace_var
 
@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("access")
 
 HEALTH_PATHS = ("/health", "/health/live", "/health/ready")
-METRICS_PATH = "/metrics"
 DOCS_PATHS = ("/docs", "/openapi.json")
 
 
@@ -64,12 +63,12 @@ def asks_for_docs(scope: Scope) -> bool:
     return path.rstrip("/") in DOCS_PATHS or path.startswith("/docs/")
 
 
-def asks_for_page(scope: Scope) -> bool:
-    """True for the page at /, and false for a route of the owner's in its place."""
-    if scope["type"] != "http" or scope["path"] not in ("", "/"):
+def asks_for_route(scope: Scope, path: str, name: str) -> bool:
+    """True where the route with this path and name answers, and not one of the owner's before it."""
+    if scope["type"] != "http" or (scope["path"].rstrip("/") or "/") != path:
         return False
-    found = (each.name for each in matches(scope, "/") if each.match is Match.FULL)
-    return next(found, None) == PAGE_NAME
+    found = (each.name for each in matches(scope, path) if each.match is Match.FULL)
+    return next(found, None) == name
 
 
 async def refuse(error: APIError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -452,8 +451,8 @@ class APIKeyMiddleware:
         return (
             asks_for_health(scope)
             or (self.public_docs and asks_for_docs(scope))
-            or (self.public_metrics and asks_for_metrics(scope))
-            or (self.public_page and asks_for_page(scope))
+            or (self.public_metrics and asks_for_route(scope, METRICS_PATH, METRICS_NAME))
+            or (self.public_page and asks_for_route(scope, PAGE_PATH, PAGE_NAME))
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
