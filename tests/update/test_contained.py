@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from packaging.version import Version
 
 from infer_scaffold import git
 from infer_scaffold.fleet import survey
+from infer_scaffold.fleet.verdicts import Verdict
 from infer_scaffold.project import history, updating
 from tests.conftest import Run
 from tests.update.conftest import LATER, NEXT, Render, commit
@@ -24,8 +24,7 @@ Look = Callable[..., dict[str, Any]]
 @pytest.fixture(autouse=True)
 def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the patterns of the checklist aside: they take most of the time, and are not asked."""
-    nothing = SimpleNamespace(unparsed=[], failing=[])
-    monkeypatch.setattr(survey.checker, "check", lambda *_: nothing)
+    monkeypatch.setattr(survey.verdicts, "judge", lambda _: Verdict((), ""))
 
 
 @pytest.fixture

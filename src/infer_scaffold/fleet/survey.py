@@ -15,11 +15,10 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from infer_scaffold.check import checker, config
 from infer_scaffold.check.source import python_files
-from infer_scaffold.checklist import Pattern, Severity
+from infer_scaffold.checklist import BY_CODE, Pattern, Severity
 from infer_scaffold.errors import UserError
-from infer_scaffold.fleet import fixes
+from infer_scaffold.fleet import fixes, verdicts
 from infer_scaffold.project import history, moves, template
 from infer_scaffold.project.answers_file import ANSWERS_FILE, Project, read, recorded
 from infer_scaffold.project.moves import Move
@@ -102,6 +101,7 @@ def survey(paths: Iterable[Path]) -> list[Service]:
             Path(temporary), tuple(released), tuple(moves.load(newest)), template.address()
         )
         services = _look_at_all(fleet, list(folders))
+    verdicts.tidy()
     return sorted(services, key=lambda each: (each.urgency, each.path))
 
 
@@ -203,13 +203,12 @@ def _judged(fleet: _Fleet, path: Path) -> Service:
 def _checked(service: Service) -> Service:
     """Add which patterns it fails, and which file could not be read."""
     try:
-        report = checker.check(service.path, config.load(service.path))
+        verdict = verdicts.judge(service.path)
     except UserError as error:
         problem = str(error).replace(f"{service.path}{os.sep}", "")
         return dataclasses.replace(service, error=problem)
-    unread = [f"{file}:{line} cannot be read ({why})" for file, line, why in report.unparsed]
-    failing = [each.pattern for each in report.failing]
-    return dataclasses.replace(service, failing=failing, error="".join(unread[:1]))
+    failing = [BY_CODE[code] for code in verdict.failing]
+    return dataclasses.replace(service, failing=failing, error=verdict.unread)
 
 
 def _versioned(fleet: _Fleet, service: Service) -> Service:
