@@ -1,5 +1,6 @@
 """Projects of released versions, and a version to update them to: the template as it is now."""
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from packaging.version import Version
 
 from infer_scaffold import git
-from infer_scaffold.project import generate, history, template
+from infer_scaffold.project import generate, history, template, updating
 from infer_scaffold.project.moves import is_imported
 from tests.update import moving
 from tests.update.edits import PACKAGE, change
@@ -87,6 +88,26 @@ def render(templates: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Render]
         return destination
 
     yield render
+
+
+@pytest.fixture(autouse=True)
+def _rendered_once(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all updates in this process share the renderings of a version."""
+
+    def render_once(version: Version, answers: Any, temporary: Path, name: str) -> None:
+        known = hashlib.sha256(history.BUNDLE.read_bytes()).hexdigest()
+        key = repr((template.root(), known, version, sorted(answers.items())))
+        kept = templates / "of-updates" / hashlib.sha256(key.encode()).hexdigest()
+        if not (kept / "done").exists():
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.mkdir(parents=True)
+            render_version(version, answers, kept, "one")
+            (kept / "done").touch()
+        for part in ("-template", ""):
+            (temporary / f"{name}{part}").symlink_to(kept / f"one{part}", target_is_directory=True)
+
+    render_version = updating._render
+    monkeypatch.setattr(updating, "_render", render_once)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.version import Version
@@ -31,16 +30,8 @@ BATCHING, CONTINUOUS = f"{SRC}/models/batching.py", f"{SRC}/serving/engine/conti
 
 
 @pytest.fixture(autouse=True)
-def _rendered_once(render: Render, moved_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Know the versions that move files, and render each of them once for all updates."""
-    monkeypatch.setattr(history, "BUNDLE", moved_bundle)
-
-    def copy(version: Version, answers: dict[str, Any], temporary: Path, name: str) -> None:
-        source = moved_bundle.parent / str(version)
-        shutil.copytree(source, temporary / f"{name}-template")
-        render(temporary / name, version, updating=True, **answers)
-
-    monkeypatch.setattr(updating, "_render", copy)
+def _known(moved_render: Render) -> None:
+    """Know the versions that move files."""
 
 
 Places = Callable[[Path, Version], dict[str, str]]
