@@ -1,5 +1,5 @@
-"""`python -m <package>.serving.models.prefetch`: downloads the files of the models that the settings
-name, and ends. The service then starts without the hub.
+"""`python -m <package>.prefetch`: downloads the files of the models that the settings name, and
+ends. The service then starts without the hub.
 """
 
 import logging
@@ -8,12 +8,12 @@ from functools import partial
 
 from pydantic import ValidationError
 
-from ...settings import Settings
-from ..http.logs import configure_logging
-from .hub import fetch_adapter, fetch_model
-from .model_errors import ConfigurationError, SourceError
-from .model_list import listed_models, named_sources
-from .progress import progress_told_to
+from .serving.http.logs import configure_logging
+from .serving.models.hub import fetch_adapter, fetch_model
+from .serving.models.model_errors import ConfigurationError, SourceError
+from .serving.models.model_list import listed_models, named_sources
+from .serving.models.progress import progress_told_to
+from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
