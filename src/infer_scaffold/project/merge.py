@@ -58,12 +58,14 @@ def merge(
     *,
     known: Mapping[str, str] | None = None,
     apart: Set[str] = frozenset(),
+    gone: Entries | None = None,
 ) -> Outcome:
     """Merge what the owner and the template have made of `base`.
 
     `owned` matches the files that are the owner's from the first day on. `known` tells where the
     owner has files of `base`, however little they have in common; git finds out about the others.
-    Those that are `apart` say nothing about where the files beside them belong.
+    Those that are `apart` say nothing about where the files beside them belong. `gone` are those
+    that the owner has deleted where the template had them: nothing new comes beside them alone.
     """
     windows = store.with_crlf(ours)
     compared = ours | _with_line_ends(store, ours, windows, (b"\r\n", b"\n"))
@@ -71,7 +73,7 @@ def merge(
     merged = store.merge(base, compared, theirs, known or {})
     outcome = Outcome(dict(merged.entries), {}, {}, set())
     _settle(outcome, merged, base, ours)
-    beside = {path: entry for path, entry in base.items() if path not in apart}
+    beside = {path: entry for path, entry in base.items() if path not in apart} | (gone or {})
     _place_new(outcome, merged, beside, ours, owned)
     _restore_names(outcome)
     _restore_line_ends(outcome, merged, store, ours, compared, windows)

@@ -271,6 +271,7 @@ def merge_moved(
     moved = {file.old: file.new for file in files}
     going = {file.now: file.place for file in files if file.goes}
     taken = {file.place: file.new for file in files if file.is_taken}
+    gone = {file.old: base[file.old] for file in files if file.now is None}
     base, kept = without_reexports(moves, base, ours, theirs, renamed)
     known = {path: home for path, home in along.items() if path not in moved}
     known |= {file.new: file.home for file in files if file.home is not None}
@@ -282,6 +283,7 @@ def merge_moved(
         owned,
         known=known,
         apart={file.new for file in files if not file.goes},
+        gone=gone,
     )
     for file in files:
         if file.now is None:
