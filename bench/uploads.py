@@ -136,7 +136,7 @@ async def fill(module: Any, url: str) -> None:
 
 
 def measure(name: str, project: Path, url: str) -> Figures:
-    settings = {"files_url": url, "max_upload_size": 2 * SIZE, "device": "cpu"}
+    settings: dict[str, Any] = {"files_url": url, "max_upload_size": 2 * SIZE, "device": "cpu"}
     with Server(project, **settings) as server:
         upload(server, 12 * MIB)  # what the first upload imports and keeps
         before = memory(server, "VmRSS")
@@ -167,6 +167,7 @@ def row(figures: Figures) -> str:
 
 def main() -> None:
     os.environ |= ENVIRONMENT
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         project = folder / "measured"
@@ -185,7 +186,8 @@ def main() -> None:
             f" highest, in MiB (the goal is {GOAL_MIB}). {FILES:,} files, listed {PAGE} at a time:"
             f" median and longest time of a page in milliseconds (the goal is {GOAL_MS}), when a"
             f" service that has just started lists them, and again. The bucket is that of moto's"
-            f" server, which is written in Python. Python {platform.python_version()}.",
+            f" server, which is written in Python. Python {platform.python_version()},"
+            f" {os.cpu_count()} processors, load average {load:.1f} at the start.",
             "",
             "| store | memory | seconds | first list | second list |",
             "|---|---|---|---|---|",

@@ -260,7 +260,7 @@ def test_replicas_share_batches(
 ) -> None:
     url = f"s3://{bucket.name}/batches"
     first = boot({"endpoints": ["embeddings", "files"]}, files_url=url)
-    settings = {"device": "cpu", "files_url": url, **tiny_models}
+    settings: Any = {"device": "cpu", "files_url": url, **tiny_models}
     with Server(tmp_path / "server", fresh=False, **settings) as second:
         batches = [run_batch(server, 10) for server in (first, second) * 3]
         for batch, other in zip(batches, (second, first) * 3, strict=True):
