@@ -1,7 +1,9 @@
-"""Uploads in a bucket: replicas share them, and what is cut short leaves nothing. Against moto's
-server, which speaks S3 over HTTP.
+"""Uploads and batches in a bucket: replicas share them, and what is cut short leaves nothing.
+
+Against moto's server, which speaks S3 over HTTP.
 """
 
+import json
 import os
 import re
 import socket
@@ -81,8 +83,10 @@ def replicas(boot: Boot, bucket: Any, tmp_path: Path) -> Iterator[tuple[Server, 
         yield first, second
 
 
-def upload(server: Server, content: bytes, name: str = "a.bin") -> dict[str, Any]:
-    form = {"purpose": "user_data"}
+def upload(
+    server: Server, content: bytes, name: str = "a.bin", purpose: str = "user_data"
+) -> dict[str, Any]:
+    form = {"purpose": purpose}
     answer = httpx2.post(
         f"{server.url}/v1/files", data=form, files={"file": (name, content)}, timeout=60
     )
@@ -224,6 +228,52 @@ def test_memory_stays_small(replicas: tuple[Server, Server]) -> None:
         answer = client.recv(65536)
     assert b" 200 OK" in answer.splitlines()[0], answer
     assert memory(server, "VmHWM") - before < 32 * MIB
+
+
+def run_batch(server: Server, lines: int) -> dict[str, Any]:
+    url = "/v1/embeddings"
+    body = {"model": "tiny-embeddings", "input": "hello"}
+    each = [
+        json.dumps({"custom_id": f"{number}", "method": "POST", "url": url, "body": body})
+        for number in range(lines)
+    ]
+    file = upload(server, "\n".join(each).encode(), purpose="batch")
+    asked = {"input_file_id": file["id"], "endpoint": url, "completion_window": "24h"}
+    answer = httpx2.post(f"{server.url}/v1/batches", json=asked, timeout=60)
+    assert answer.status_code == 200, answer.text
+    batch: dict[str, Any] = answer.json()
+    return batch
+
+
+def lines_answered(server: Server) -> int:
+    metrics = httpx2.get(f"{server.url}/metrics").text
+    found = re.findall(r'^infer_batches_lines_total\{result="completed"\} (\S+)', metrics, re.M)
+    return int(float(found[0]))
+
+
+def keys_of(bucket: Any) -> list[str]:
+    return [each.key for each in bucket.objects.all()]
+
+
+def test_replicas_share_batches(
+    boot: Boot, bucket: Any, tmp_path: Path, tiny_models: dict[str, Path]
+) -> None:
+    url = f"s3://{bucket.name}/batches"
+    first = boot({"endpoints": ["embeddings", "files"]}, files_url=url)
+    settings: Any = {"device": "cpu", "files_url": url, **tiny_models}
+    with Server(tmp_path / "server", fresh=False, **settings) as second:
+        batches = [run_batch(server, 10) for server in (first, second) * 3]
+        for batch, other in zip(batches, (second, first) * 3, strict=True):
+            look = f"{other.url}/v1/batches/{batch['id']}"
+            wait_until(lambda: httpx2.get(look).json()["status"] == "completed", 60)  # noqa: B023
+            output = httpx2.get(look).json()["output_file_id"]
+            content = httpx2.get(f"{other.url}/v1/files/{output}/content").text
+            ids = [json.loads(line)["custom_id"] for line in content.splitlines()]
+            assert sorted(map(int, ids)) == list(range(10))
+        assert lines_answered(first) + lines_answered(second) == 60
+        wait_until(
+            lambda: not [key for key in keys_of(bucket) if "/parts/" in key or "/open/" in key]
+        )
 
 
 def test_a_bucket_that_is_not_there_is_a_503(boot: Boot, bucket: Any) -> None:
