@@ -70,6 +70,7 @@ def test_enter_takes_every_default(start, tmp_path: Path) -> None:
     terminal.answer("what the service does", ENTER)
     terminal.answer("Which endpoints", ENTER)
     terminal.answer("Which devices", ENTER)
+    terminal.answer("How will it be deployed", ENTER)
     terminal.answer("chat answers streamed", ENTER)
     terminal.answer("Seconds of silence", ENTER)
     terminal.answer("token usage", ENTER)
@@ -93,6 +94,8 @@ def test_arrow_keys_and_checkboxes_choose(start, tmp_path: Path) -> None:
     terminal.answer("Which endpoints", DOWN, SPACE, DOWN, SPACE, ENTER)
     # cpu and cuda are ticked: one up from the first is the last.
     terminal.answer("Which devices", UP, SPACE, ENTER)
+    # docker and kubernetes are ticked: none is an answer, too.
+    terminal.answer("How will it be deployed", SPACE, DOWN, SPACE, ENTER)
     terminal.answer("chat answers streamed", DOWN, ENTER)
     terminal.answer("Chat model", CLEAR, "owner/model", ENTER)
 
@@ -102,6 +105,7 @@ def test_arrow_keys_and_checkboxes_choose(start, tmp_path: Path) -> None:
     assert answers["project_name"] == "llm"
     assert answers["endpoints"] == ["chat", "health"]
     assert answers["devices"] == ["cpu", "cuda", "mps"]
+    assert answers["deploy"] == []
     assert answers["streaming"] == "none"
     assert answers["chat_model"] == "owner/model"
     assert "heartbeat_seconds" not in answers
@@ -109,7 +113,7 @@ def test_arrow_keys_and_checkboxes_choose(start, tmp_path: Path) -> None:
 
 
 def test_only_what_no_flag_answers_is_asked(start, tmp_path: Path) -> None:
-    terminal = start("new", "server", "--preset", "minimal", "--devices", "cpu")
+    terminal = start("new", "server", "--preset", "minimal", "--devices", "cpu", "--deploy", "")
 
     terminal.answer("Name of the project", ENTER)
     terminal.answer("what the service does", CLEAR, 'Says "hello" é', ENTER)
@@ -122,7 +126,7 @@ def test_only_what_no_flag_answers_is_asked(start, tmp_path: Path) -> None:
 
 
 def test_a_wrong_answer_is_asked_again(start, tmp_path: Path) -> None:
-    terminal = start("new", "server", "--preset", "minimal", "--devices", "cpu")
+    terminal = start("new", "server", "--preset", "minimal", "--devices", "cpu", "--deploy", "")
 
     terminal.answer("Name of the project", CLEAR, "json", ENTER)
     terminal.answer("standard library", CLEAR, "llm", ENTER)
@@ -144,6 +148,7 @@ def test_at_60_columns_every_question_and_every_reason_is_seen_whole(start) -> N
     terminal.answer("Say in a few words what the service does.", CLEAR, "Chat", ENTER)
     terminal.answer("Which endpoints does it serve?", ENTER)
     terminal.answer("Which devices will it run on?", ENTER)
+    terminal.answer("How will it be deployed?", ENTER)
     terminal.answer("How are chat answers streamed?", ENTER)
     terminal.answer("Seconds of silence before a heartbeat (0 = never)", "999", ENTER)
     terminal.answer("Give a number of seconds from 0 to 3600.", CLEAR, "9", ENTER)

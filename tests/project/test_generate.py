@@ -1,6 +1,7 @@
 """Making a project: all of it or nothing, with a history, and nothing of this machine in it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -357,3 +358,38 @@ def test_uv_takes_torch_for_the_cpu_where_there_is_no_cuda(
     )
     assert "`uv sync`" in readme
     assert ("[[tool.uv.index]]" in operating) is (devices == ["cpu", "cuda"])
+
+
+PARTS = {
+    "docker": (
+        "Dockerfile.",
+        "compose.yaml",
+        "docker-setup.sh",
+        ".dockerignore",
+        "deploy/replicas/",
+    ),
+    "kubernetes": ("deploy/kubernetes",),
+    "ray": ("deploy/ray/", "src/server/ray_app.py"),
+}
+
+
+@pytest.mark.parametrize("deploy", [[], ["docker"], ["kubernetes"], ["ray"], list(PARTS)], ids=str)
+def test_the_files_and_links_of_each_deployment(deploy: list[str], tmp_path: Path) -> None:
+    generate.render({"project_name": "server", "deploy": deploy}, tmp_path)
+    files = generate.list_files(tmp_path)
+    for name, beginnings in PARTS.items():
+        for beginning in beginnings:
+            assert any(f.startswith(beginning) for f in files) is (name in deploy), beginning
+    assert ("deploy/observability/alerts.yml" in files) is bool(deploy)
+    assert ("deploy/observability/prometheus.yml" in files) is ("docker" in deploy)
+    assert ("\nray = [" in (tmp_path / "pyproject.toml").read_text()) is ("ray" in deploy)
+    for page in tmp_path.rglob("*.md"):
+        for link in re.findall(r"\]\(([^):#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists() or (tmp_path / link).exists(), (page.name, link)
+
+
+def test_a_project_without_containers_has_no_deployment(tmp_path: Path) -> None:
+    generate.render({"project_name": "server", "devices": ["mps"]}, tmp_path)
+    assert not (tmp_path / "deploy").exists()
+    assert not (tmp_path / "docs" / "containers.md").exists()
+    assert (tmp_path / "docs" / "scaling.md").exists()

@@ -79,6 +79,7 @@ def answer_sets(*endpoints: str) -> st.SearchStrategy[Answers]:
             "devices": some("cpu", "cuda", "mps"),
         },
         optional={
+            "deploy": st.just([]) | some("docker", "kubernetes", "ray"),
             "streaming": st.sampled_from(["sse", "none"]),
             "heartbeat_seconds": st.integers(0, 3600),
             "stream_usage": st.sampled_from(["request", "always"]),

@@ -22,12 +22,15 @@ def subsets(choices: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 
 def variants(endpoints: tuple[str, ...]) -> Iterator[Answers]:
-    """Every choice of devices, and each way to stream beside some of them."""
+    """Every choice of devices, and each way to stream and to deploy beside some of them."""
     streaming = CHOICES["streaming"] if "chat" in endpoints else ()
+    deploy = [(), *subsets(CHOICES["deploy"])]
     for number, devices in enumerate(subsets(CHOICES["devices"])):
         answers: Answers = {"endpoints": list(endpoints), "devices": list(devices)}
         if streaming:
             answers["streaming"] = streaming[number % len(streaming)]
+        if set(devices) & {"cpu", "cuda"}:
+            answers["deploy"] = list(deploy[number % len(deploy)])
         yield answers
 
 

@@ -32,7 +32,7 @@ PROVIDED = {
 }
 """The modules of each dependency, and those of libraries that it installs in matching versions."""
 
-OPTIONAL = {"opentelemetry", "peft", "torchao"}
+OPTIONAL = {"opentelemetry", "peft", "ray", "torchao"}
 """Modules that a setting needs, and that its refusal names where they are missing"""
 
 BEHIND = {
@@ -44,6 +44,7 @@ BEHIND = {
 
 VARIANTS: list[Answers] = [{"endpoints": list(some)} for some in subsets(CHOICES["endpoints"])]
 VARIANTS += [{**some, "streaming": "none"} for some in VARIANTS if "chat" in some["endpoints"]]
+VARIANTS += [{"endpoints": ["files"], "deploy": ["ray"]}]
 
 
 # One test, as most of the time goes into the types of the libraries, which all presets share.
