@@ -211,6 +211,7 @@ def test_the_answers_file_holds_the_public_address_and_only_what_was_asked(tmp_p
         "description": "OpenAI-compatible inference service",
         "endpoints": ["health"],
         "devices": ["cpu", "cuda"],
+        "deploy": ["docker", "kubernetes"],
     }
 
 

@@ -1,5 +1,6 @@
 """The service on tiny models that are built on the spot: no network, no downloads."""
 
+import gc
 import os
 import socket
 import subprocess
@@ -21,6 +22,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 T = TypeVar("T")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _libraries_are_not_searched() -> None:
+    """Exempts what is imported by now from garbage collection, as a service does with a model.
+
+    Engines collect garbage when they end, and would look through all of torch each time.
+    """
+    gc.freeze()
 
 
 @pytest.fixture

@@ -13,8 +13,23 @@ from starlette.formparsers import MultiPartParser
 
 from . import custom
 from .catalog import configured_models
-from .routers import chat, completions, embeddings, files, health, models, rerank, responses
+from .routers import (
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    health,
+    models,
+    rerank,
+    responses,
+)
 from .serving.background import repeat
+from .serving.batches.batch_metrics import BatchMetrics
+from .serving.batches.batch_run import RunContext
+from .serving.batches.batch_runner import BatchRunner
+from .serving.batches.batch_store import BatchStore
+from .serving.batches.inner_app import InnerApp
 from .serving.files.pdf import PdfRenderer
 from .serving.files.store import FileStore
 from .serving.http.api_keys import SECONDS_BETWEEN_READS, APIKeys
@@ -60,6 +75,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         file_store = FileStore(settings.files_url)
         app.state.settings, app.state.registry = settings, registry
         app.state.files = file_store
+        batch_store = BatchStore(file_store)
+        batch_runner = BatchRunner(
+            RunContext(
+                store=batch_store,
+                files=file_store,
+                post=InnerApp(app).post,
+                is_model=registry.has,
+                is_leaving=lambda: drain.draining,
+                charge=http_metrics.charge_key,
+                metrics=metrics.group(BatchMetrics),
+                slots=asyncio.Semaphore(settings.batch_concurrency),
+                max_line=settings.max_body_size,
+            )
+        )
+        app.state.batches, app.state.batch_runner = batch_store, batch_runner
         if settings.preload:
             registry.require_all()
         tasks = [asyncio.create_task(repeat(1.0, registry.reload_missing))]
@@ -69,6 +99,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             unload_idle = partial(registry.unload_idle, settings.idle_unload_seconds)
             tasks.append(asyncio.create_task(repeat(5.0, unload_idle)))
         tasks.append(asyncio.create_task(repeat(3600.0, file_store.sweep)))
+        if settings.batch_concurrency:
+            tasks.append(asyncio.create_task(batch_runner.run()))
 
         try:
             yield
@@ -154,6 +186,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add_error_handlers(app)
     add_model_error_handler(app)
     add_docs(app)
+    app.include_router(batches.router, **guarded)
     app.include_router(chat.router, **guarded)
     app.include_router(embeddings.router, **guarded)
     app.include_router(files.router, **guarded)

@@ -10,6 +10,8 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from .serving.batches.batch_runner import BatchRunner
+from .serving.batches.batch_store import BatchStore
 from .serving.deadline import Deadline
 from .serving.files.store import FileStore
 from .serving.models.registry import ModelRegistry
@@ -36,7 +38,19 @@ async def get_files(connection: HTTPConnection) -> FileStore:
     return files
 
 
+async def get_batches(connection: HTTPConnection) -> BatchStore:
+    batches: BatchStore = connection.app.state.batches
+    return batches
+
+
+async def get_batch_runner(connection: HTTPConnection) -> BatchRunner:
+    runner: BatchRunner = connection.app.state.batch_runner
+    return runner
+
+
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 DeadlineDep = Annotated[Deadline, Depends(get_deadline)]
 RegistryDep = Annotated[ModelRegistry, Depends(get_registry)]
 FilesDep = Annotated[FileStore, Depends(get_files)]
+BatchesDep = Annotated[BatchStore, Depends(get_batches)]
+BatchRunnerDep = Annotated[BatchRunner, Depends(get_batch_runner)]

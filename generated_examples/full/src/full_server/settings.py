@@ -184,6 +184,9 @@ class Settings(CustomSettings):
     pdf_timeout_seconds: float = Field(
         60.0, gt=0, description="Seconds that rendering one PDF may take"
     )
+    batch_concurrency: int = Field(
+        8, ge=0, description="Lines of batches in flight; 0: this process runs no batches"
+    )
 
     @field_validator(
         "api_keys", "cors_origins", "trusted_hosts", "forwarded_allow_ips", mode="before"

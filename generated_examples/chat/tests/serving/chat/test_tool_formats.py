@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -366,27 +367,33 @@ def test_text_without_a_call(service: Any, monkeypatch: pytest.MonkeyPatch, name
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_call_is_forced_whatever_the_model_wants(service: Any, name: str) -> None:
     client, _ = service(name)
-    for seed in range(2):
-        for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
-            answer = ask(
-                client,
-                tools=TOOLS,
-                tool_choice=choice,
-                parallel_tool_calls=False,
-                temperature=1,
-                seed=seed,
-                max_tokens=300,
-            )
-            if answer["finish_reason"] == "length":
-                continue
-            ((called, arguments),) = calls_of(answer)
-            if called == "get_weather":
-                assert {"city", "unit"} <= set(arguments) <= set(PROPERTIES)
-                assert isinstance(arguments["city"], str)
-                assert arguments["unit"] in ("celsius", "kelvin")
-                assert arguments.get("days", 0) in range(10)
-            else:
-                assert (called, arguments) == ("now", {})
+    one = {"type": "function", "function": {"name": "get_weather"}}
+
+    def ask_for(choice: Any, seed: int) -> dict[str, Any]:
+        return ask(
+            client,
+            tools=TOOLS,
+            tool_choice=choice,
+            parallel_tool_calls=False,
+            temperature=1,
+            seed=seed,
+            max_tokens=300,
+        )
+
+    # In one batch: hundreds of tokens each.
+    with ThreadPoolExecutor() as threads:
+        answers = list(threads.map(ask_for, ["required", one, "required", one], [0, 0, 1, 1]))
+    for answer in answers:
+        if answer["finish_reason"] == "length":
+            continue
+        ((called, arguments),) = calls_of(answer)
+        if called == "get_weather":
+            assert {"city", "unit"} <= set(arguments) <= set(PROPERTIES)
+            assert isinstance(arguments["city"], str)
+            assert arguments["unit"] in ("celsius", "kelvin")
+            assert arguments.get("days", 0) in range(10)
+        else:
+            assert (called, arguments) == ("now", {})
 
 
 @pytest.mark.parametrize("text", ['{"name": "Bob"}', '{"na', "{", '{"x": 1}', "\n{ }"])

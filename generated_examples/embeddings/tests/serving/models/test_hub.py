@@ -199,6 +199,37 @@ def test_a_revision_is_a_commit_a_tag_or_a_branch(hub: str) -> None:
     assert fetched("owner/newer", "2" * 40)[0] == "2" * 40
 
 
+def prefetched() -> subprocess.CompletedProcess[str]:
+    """What an init container runs."""
+    command = [sys.executable, "-m", "embeddings_server.prefetch"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_files_that_are_prefetched_need_no_hub_later(
+    hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CHAT", "EMBEDDINGS"):
+        monkeypatch.setenv(f"INFER_{name}_MODEL", "a=owner/newer,b=owner/older")
+        monkeypatch.setenv(f"INFER_{name}_MODEL_REVISION", "b=v1")
+    assert prefetched().returncode == 0
+    # A pod that starts while the hub is away goes on with what is there.
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert prefetched().returncode == 0
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert fetched("owner/newer")[0] == SHA
+    assert fetched("owner/older", "v1")[0] == SHA_OF_V1
+
+
+def test_a_model_that_cannot_be_prefetched_is_one_line(
+    hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SETTING, "owner/gated")
+    ended = prefetched()
+    assert ended.returncode == 1
+    [line] = [each for each in ended.stderr.splitlines() if " INFO " not in each]
+    assert line.startswith("it is gated on the hub")
+
+
 def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=f"no revisions; unset {SETTING}_REVISION"):
         fetch_model(str(tmp_path), SETTING, revision="main")

@@ -11,10 +11,14 @@ from pydantic import BaseModel, Field
 UploadPurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 
 
+FilePurpose = UploadPurpose | Literal["batch_output"]
+"""The last is that of the files that a batch writes"""
+
+
 class File(FileObject):
     """OpenAI's file object, and what this service knows beyond it."""
 
-    purpose: UploadPurpose  # type: ignore[assignment]  # theirs lacks `evals`, which they upload
+    purpose: FilePurpose  # type: ignore[assignment]  # theirs lacks `evals`, which they upload
     page_count: int | None = Field(
         None, description="Number of rendered pages, if convert_pdf was set"
     )

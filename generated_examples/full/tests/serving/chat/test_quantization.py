@@ -1,6 +1,8 @@
 """Plain weights that are quantised while a model is loaded: INFER_QUANTIZATION."""
 
 import asyncio
+import os
+import platform
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,21 @@ def test_layers_that_4_bits_do_not_fit_get_8_and_gates_stay() -> None:
     assert quantization.layer_for(nn.Linear(64, 72), "int4") is Int8Linear
     assert quantization.layer_for(nn.Linear(64, 64), "int4") is Int4Linear
     assert quantization.layer_for(nn.Linear(64, 8), "int8") is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is returned to Linux alone")
+def test_the_memory_of_the_plain_weights_is_returned() -> None:
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=300, hidden_size=512, intermediate_size=2048, num_hidden_layers=8)
+    )
+    plain = sum(each.nbytes for each in model.parameters())
+    before = resident_bytes()
+    quantization.quantize_on_processor(model, "int8")
+    assert before - resident_bytes() > 0.6 * plain
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_model_without_linear_layers_is_refused(tmp_path: Path) -> None:

@@ -284,3 +284,17 @@ async def test_stop_fails_what_waits(compute: Compute) -> None:
         await waiting
     await stopping
     assert not scheduler.alive
+
+
+async def test_background_texts_wait_until_no_others_do(
+    scheduler: EmbeddingScheduler, compute: Compute
+) -> None:
+    compute.gate.clear()
+    first = asyncio.create_task(scheduler.submit([text(1)]))
+    await compute.wait_until_running()
+    batch = asyncio.create_task(scheduler.submit([text(2)] * 6, background=True))
+    await asyncio.sleep(0)
+    requests = await queue_up(scheduler, [text(2)], [text(3)])
+    compute.gate.set()
+    await asyncio.gather(first, batch, *requests)
+    assert compute.batches == [[1], [2, 3], [2] * 4, [2] * 2]

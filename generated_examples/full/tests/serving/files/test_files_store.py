@@ -2,13 +2,16 @@
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import obstore
 import pytest
 from obstore.exceptions import BaseError
 
@@ -189,25 +192,30 @@ async def test_one_of_many_files_costs_little(store: FileStore, folder: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["folder", "memory"])
-async def test_a_page_reads_its_own_files_alone(folder: Path, kind: str) -> None:
+async def test_a_page_reads_its_own_files_alone(
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = FileStore(folder.as_uri() if kind == "folder" else "memory://")
     files = [await save(store, b"x") for _ in range(50)]
     read: list[str] = []
-    retrieve = store.retrieve
+    get = obstore.get_async
 
-    async def retrieve_and_note(file_id: str) -> StoredFile:
-        read.append(file_id)
-        return await retrieve(file_id)
+    async def get_and_note(objects: Any, path: str) -> Any:
+        read.append(path)
+        return await get(objects, path)
 
-    store.retrieve = retrieve_and_note  # type: ignore[method-assign]
+    monkeypatch.setattr(obstore, "get_async", get_and_note)
     newest_first = files[::-1]
     for order, expected in (("asc", files), ("desc", newest_first)):
         for start in (0, 20, 47):
             after = expected[start - 1].id if start else None
-            read.clear()
-            page = await store.list_files(limit=3, after=after, order=order)  # type: ignore[arg-type]
-            assert page == (expected[start : start + 3], start < 47)
-            assert sorted(read) == sorted(file.id for file in expected[start : start + 4])
+            own = [f"meta/{file.id}.json" for file in expected[start : start + 4]]
+            store._known.clear()
+            for reads in (sorted(own), []):  # what has been read is not read again
+                read.clear()
+                page = await store.list_files(limit=3, after=after, order=order)  # type: ignore[arg-type]
+                assert page == (expected[start : start + 3], start < 47)
+                assert sorted(read) == reads
 
 
 def test_ids_sort_by_time() -> None:
@@ -250,3 +258,81 @@ async def test_an_expired_file_is_gone(store: FileStore, folder: Path) -> None:
     assert await store.list_files(limit=9) == ([kept], False)
     await store.sweep()
     assert kept_in(folder) == [f"content/{kept.id}", f"meta/{kept.id}.json"]
+
+
+def twins() -> tuple[FileStore, FileStore]:
+    """Two stores on one bucket, as two processes have them."""
+    first, second = FileStore("memory://"), FileStore("memory://")
+    second.objects = first.objects
+    return first, second
+
+
+async def put_metadata(store: FileStore, count: int) -> list[str]:
+    ids = [f"file-{number:032x}" for number in range(1, count + 1)]
+    for id_ in ids:
+        file = StoredFile(id=id_, size=1, created_at=1, filename="a", purpose=f"p{id_[-1]}")
+        await obstore.put_async(store.objects, f"meta/{id_}.json", file.model_dump_json().encode())
+    return ids
+
+
+async def walk(store: FileStore, limit: int, **choice: Any) -> list[str]:
+    """The ids of all pages."""
+    ids: list[str] = []
+    after = None
+    while True:
+        page, more = await store.list_files(limit=limit, after=after, **choice)
+        ids += [file.id for file in page]
+        assert len(page) == limit or not more
+        if not more:
+            return ids
+        after = ids[-1]
+
+
+@pytest.mark.parametrize("limit", [1, 7, 50, 300])
+async def test_stores_that_share_a_bucket_list_the_same(limit: int) -> None:
+    stores = twins()
+    ids = await put_metadata(stores[0], 120)
+    rng = random.Random(limit)
+    for _ in range(6):
+        for store in rng.sample(stores, 2):
+            assert await walk(store, limit) == ids[::-1]
+            assert await walk(store, limit, order="asc") == ids
+            purpose = [id_ for id_ in ids if id_.startswith("file-0") and id_.endswith("3")]
+            assert await walk(store, limit, purpose="p3") == purpose[::-1]
+        for id_ in rng.sample(ids, 15):
+            await rng.choice(stores).delete(id_)
+            ids.remove(id_)
+        ids.append((await save(rng.choice(stores), b"x")).id)
+
+
+async def test_a_page_costs_no_more_where_there_are_many_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = twins()[0]
+    ids = await put_metadata(store, 3000)
+    await store.sweep()
+    listed, read = 0, 0
+    list_, get = obstore.list, obstore.get_async
+
+    def list_counted(*arguments: Any, **options: Any) -> Any:
+        async def portions() -> AsyncIterator[Any]:
+            nonlocal listed
+            async for portion in list_(*arguments, chunk_size=50, **options):
+                listed += len(portion)
+                yield portion
+
+        return portions()
+
+    async def get_counted(*arguments: Any) -> Any:
+        nonlocal read
+        read += 1
+        return await get(*arguments)
+
+    monkeypatch.setattr(obstore, "list", list_counted)
+    monkeypatch.setattr(obstore, "get_async", get_counted)
+    for after, expected in ((None, ids[:-21:-1]), (ids[1000], ids[999:979:-1])):
+        listed = 0
+        page, more = await store.list_files(limit=20, after=after)
+        assert [file.id for file in page] == expected
+        assert more
+        assert (listed <= 100, read) == (True, 0), (listed, read)

@@ -68,7 +68,7 @@ class Stack:
         }
 
     def change(self, x: Tensor, mix: "AdapterMix") -> Tensor:
-        """What each token's own adapter adds to the output [N, out] of the layer for `x` [N, in]."""
+        """The sum that each token's own adapter adds to the output [N, out] for `x` [N, in]."""
         low = functional.linear(x.to(self.down.dtype), self.down)
         return functional.linear(low.masked_fill(mix.others(self.ranks), 0), self.up)
 

@@ -227,9 +227,8 @@ def low_rank(name: str, layer: "LoraLayer", model: PreTrainedModel) -> LowRank:
 
     return LowRank(
         placed(down.weight),
-        placed(up.weight),
-        None if up.bias is None else placed(up.bias),
-        scaling,
+        placed(up.weight * scaling),
+        None if up.bias is None else placed(up.bias * scaling),
         None if magnitude is None else placed(magnitude),
     )
 

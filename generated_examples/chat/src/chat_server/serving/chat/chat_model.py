@@ -194,6 +194,8 @@ class ChatModel(Model):
             admission=Admission(
                 engine.max_sequences + settings.max_queue,
                 settings.kv_cache_tokens + settings.max_queue_tokens,
+                slots=engine.max_sequences,
+                slot_tokens=settings.kv_cache_tokens,
             ),
             quantization=parts.quantization,
             adapters=parts.adapters,

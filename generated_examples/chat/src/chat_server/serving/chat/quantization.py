@@ -1,6 +1,8 @@
 """Quantises plain weights while a chat model is loaded: INFER_QUANTIZATION."""
 
+import ctypes
 import logging
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -88,7 +90,14 @@ def quantize_on_processor(model: PreTrainedModel, method: Quantization) -> None:
     except Exception as error:  # some read the weights of a layer past the layer
         said = f"{type(error).__name__}: {error}"[:200]
         raise SourceError(f"it does not run in {method}: {said}", OTHER) from error
+    return_freed_memory()
     logger.info("%d of %d million weights are %s now", replaced // 10**6, before // 10**6, method)
+
+
+def return_freed_memory() -> None:
+    """Gives freed memory back to the system, as glibc keeps that of the plain weights for itself."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def layer_for(linear: nn.Linear, method: Quantization) -> type[Int4Linear | Int8Linear] | None:

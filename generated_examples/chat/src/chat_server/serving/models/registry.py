@@ -139,6 +139,14 @@ class ModelRegistry:
         """The model with this id or alias, or with this variant. Raises UnknownModel."""
         return self._find(name).spec
 
+    def has(self, name: str) -> bool:
+        """True if a model has this id or alias, or a variant has this name."""
+        try:
+            self._find(name)
+        except UnknownModel:
+            return False
+        return True
+
     @asynccontextmanager
     async def use(
         self, name: str, model_class: type[M], deadline: Deadline | None = None

@@ -81,7 +81,8 @@ class BatchedModel(Model):
                     items = await run_in_pool(self._executor, tokenize)
                     admitted.tokens = sum(map(len, items))
                     with meter.submitted(admitted.tokens):
-                        rows = await self._scheduler.submit(items)
+                        background = admitted.work is not None
+                        rows = await self._scheduler.submit(items, background=background)
                         meter.ended(0, "stop")
                     return rows, admitted.tokens
         except TimeoutError as error:

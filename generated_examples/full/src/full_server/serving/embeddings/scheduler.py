@@ -56,6 +56,8 @@ class QueuedText:
     due: float
     """Time at which the text would be done if every request got an equal share of the model, on a
     clock that counts the tokens of one share"""
+    background: bool = False
+    """It waits until no other text does"""
 
 
 def cut_batch(
@@ -155,8 +157,11 @@ class EmbeddingScheduler:
             sum(len(batch) for _, batch in list(self._computing.values())), len(self._waiting)
         )
 
-    async def submit(self, inputs: Sequence[Sized]) -> "list[Tensor]":
-        """One [D] vector for each text. Raises Unavailable when the model fails."""
+    async def submit(self, inputs: Sequence[Sized], *, background: bool = False) -> "list[Tensor]":
+        """One [D] vector for each text. Raises Unavailable when the model fails.
+
+        background: the texts wait until no others do.
+        """
         request = EmbeddingRequest(len(inputs))
         with self._changed:
             if self._end is not None:
@@ -164,7 +169,9 @@ class EmbeddingScheduler:
             due = self._virtual_time
             for index, tokens in enumerate(inputs):
                 due += len(tokens)
-                self._waiting.append(QueuedText(request, index, tokens, len(tokens), due))
+                self._waiting.append(
+                    QueuedText(request, index, tokens, len(tokens), due, background)
+                )
             self._waiting.sort(key=attrgetter("length"))
             self._requests += 1
             self._changed.notify(len(inputs))
@@ -216,11 +223,14 @@ class EmbeddingScheduler:
             self._changed.wait_for(lambda: self._waiting or self._end)
             if self._end:
                 return []
-            head = self._waiting.index(min(self._waiting, key=attrgetter("due")))
-            lengths = [item.length for item in self._waiting]
+            # A batch has texts of one kind: background ones would make it longer for the others.
+            waiting = [item for item in self._waiting if not item.background] or self._waiting
+            head = waiting.index(min(waiting, key=attrgetter("due")))
+            lengths = [item.length for item in waiting]
             cut = self._cut(lengths, head)
-            batch = self._waiting[cut]
-            del self._waiting[cut]
+            batch = waiting[cut]
+            taken = set(batch)
+            self._waiting = [item for item in self._waiting if item not in taken]
             self._virtual_time += sum(lengths[cut]) / self._requests
             return batch
 

@@ -5,12 +5,16 @@ an adapter may change the outputs of some tokens and leave the others as the bas
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_utils import PreTrainedModel
+
+STACKED_RANKS = 256
+"""Largest sum of the ranks of a layer's adapters with which all of them are computed for each token:
+few large products take less time than many small ones, until reading the weights takes longer"""
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,8 @@ class LowRank:
     down: Tensor
     """[rank, in]"""
     up: Tensor
-    """[out, rank]"""
-    up_bias: Tensor | None
-    scaling: float
+    """[out, rank], multiplied by the adapter's scaling, as `up_bias` is"""
+    up_bias: Tensor | None = None
     magnitude: Tensor | None = None
     """[out], of DoRA: the length of the rows of the trained weights, divided by that of the base
     weights with the adapter: https://arxiv.org/abs/2402.09353"""
@@ -33,11 +36,41 @@ class LowRank:
         bias: of the base layer
         """
         low = functional.linear(x.to(self.down.dtype), self.down)
-        added = functional.linear(low, self.up, self.up_bias) * self.scaling
+        added = functional.linear(low, self.up, self.up_bias)
         if self.magnitude is not None:
             product = result if bias is None else result - bias
             added = (self.magnitude - 1) * product + self.magnitude * added
         return added.to(result.dtype)
+
+    @property
+    def is_plain(self) -> bool:
+        return self.up_bias is None and self.magnitude is None
+
+
+class Stack:
+    """The plain adapters of one layer as one pair of matrices."""
+
+    def __init__(self, parts: Mapping[int, LowRank]) -> None:
+        self.down = torch.cat([part.down for part in parts.values()])
+        """[ranks, in]: the sum of the adapters' ranks"""
+        self.up = torch.cat([part.up for part in parts.values()], dim=1)
+        """[out, ranks]"""
+        self.ranks = tuple((adapter, len(part.down)) for adapter, part in parts.items())
+        """Each adapter with its rank"""
+
+    def views(self, parts: Mapping[int, LowRank]) -> dict[int, LowRank]:
+        """The adapters, whose weights are those of the stack."""
+        ranks = [rank for _, rank in self.ranks]
+        pairs = zip(torch.split(self.down, ranks), torch.split(self.up, ranks, dim=1), strict=True)
+        return {
+            adapter: replace(part, down=down, up=up)
+            for (adapter, part), (down, up) in zip(parts.items(), pairs, strict=True)
+        }
+
+    def change(self, x: Tensor, mix: "AdapterMix") -> Tensor:
+        """The sum that each token's own adapter adds to the output [N, out] for `x` [N, in]."""
+        low = functional.linear(x.to(self.down.dtype), self.down)
+        return functional.linear(low.masked_fill(mix.others(self.ranks), 0), self.up)
 
 
 class AdapterMix:
@@ -49,6 +82,9 @@ class AdapterMix:
         """The adapters in use, and their tokens' places in the batch; None for all tokens"""
         self.tokens = 0
         """Number of tokens in the batch, where `groups` has places"""
+        self._owners = torch.empty(0)
+        """[tokens]: the adapter of each, where `groups` has places"""
+        self._others: dict[tuple[tuple[int, int], ...], Tensor] = {}
 
     def use(self, adapter: int) -> None:
         """All tokens have this adapter; 0 for none."""
@@ -60,16 +96,25 @@ class AdapterMix:
         if len(adapters) == 1:
             self.use(adapters.pop())
             return
-        places: dict[int, list[int]] = {}
-        start = 0
-        for adapter, count in runs:
-            places.setdefault(adapter, []).extend(range(start, start + count))
-            start += count
-        self.tokens = start
+        owners = [adapter for adapter, count in runs for _ in range(count)]
+        self.tokens = len(owners)
+        self._owners = torch.tensor(owners, device=device)
+        self._others = {}
         self.groups = [
-            (adapter, torch.tensor(places[adapter], device=device))
+            (adapter, (self._owners == adapter).nonzero().flatten())
             for adapter in sorted(adapters - {0})
         ]
+
+    def others(self, ranks: tuple[tuple[int, int], ...]) -> Tensor:
+        """[tokens, sum of ranks]: true where a column of a stack is not of the token's adapter.
+
+        ranks: adapters with their ranks, in the order of the columns
+        """
+        if ranks not in self._others:
+            columns = [adapter for adapter, rank in ranks for _ in range(rank)]
+            there = torch.tensor(columns, device=self._owners.device)
+            self._others[ranks] = self._owners[:, None] != there
+        return self._others[ranks]
 
 
 class MixedLinear(nn.Module):
@@ -81,7 +126,12 @@ class MixedLinear(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.mix = mix
-        self.parts = parts
+        self.parts = dict(parts)
+        self.stack: Stack | None = None
+        plain = {number: part for number, part in parts.items() if part.is_plain}
+        if len(plain) > 1 and sum(len(part.down) for part in plain.values()) <= STACKED_RANKS:
+            self.stack = Stack(plain)
+            self.parts |= self.stack.views(plain)
 
     @property
     def weight(self) -> Tensor:
@@ -95,19 +145,21 @@ class MixedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.base_layer(x)
-        for adapter, places in self.mix.groups:
-            part = self.parts.get(adapter)
-            if part is None:
-                continue
-            bias = self.bias if part.magnitude is not None else None
-            if places is None:
-                result = result + part.change(x, result, bias)
-                continue
-            tokens, rows = x.flatten(0, -2), result.view(-1, result.shape[-1])
-            if len(tokens) != self.mix.tokens:
-                raise RuntimeError("a layer gets other tokens than those of the batch")
-            change = part.change(tokens[places], rows[places], bias)
-            rows.index_add_(0, places, change)
+        groups = [(self.parts[each], at) for each, at in self.mix.groups if each in self.parts]
+        if not groups:
+            return result
+        first, everywhere = groups[0]
+        if everywhere is None:
+            return result + first.change(x, result, self.bias)
+        tokens, rows = x.flatten(0, -2), result.view(-1, result.shape[-1])
+        if len(tokens) != self.mix.tokens:
+            raise RuntimeError("a layer gets other tokens than those of the batch")
+        if self.stack is not None:
+            rows += self.stack.change(tokens, self.mix)
+            groups = [(part, places) for part, places in groups if not part.is_plain]
+        for part, places in groups:
+            if places is not None:
+                rows.index_add_(0, places, part.change(tokens[places], rows[places], self.bias))
         return result
 
 

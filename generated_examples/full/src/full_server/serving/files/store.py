@@ -2,8 +2,9 @@
 
 A file is `content/{id}`, its rendered pages `pages/{id}/{number}.png`, and `meta/{id}.json`, which
 makes it visible: written last and deleted first, so whatever is cut short leaves nothing that a
-client could see. `sweep` clears away what it left. Nothing is kept between the calls, so any number
-of processes can share one store.
+client could see. `sweep` clears away what it left. Any number of processes can share one store: what
+is kept between the calls is metadata alone, which never changes. The store is asked each time whether
+a file is there.
 """
 
 import asyncio
@@ -12,8 +13,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +34,8 @@ FILE_ID = re.compile(r"file-[0-9a-f]{32}")
 
 CHUNK_SIZE = 1024 * 1024
 CONCURRENT_READS = 32
+MAX_KNOWN = 20_000
+"""Files whose metadata is in memory, a few hundred bytes each"""
 PARTS_IN_FLIGHT = 2
 """Of 5 MiB each: what an upload holds in memory."""
 
@@ -89,6 +92,8 @@ class FileStore:
             self.objects = LocalStore(self.folder, mkdir=True, automatic_cleanup=True)
         else:
             self.objects = from_url(url)
+        self._known: dict[str, bytes] = {}
+        """Metadata by id, the one that was read first first"""
 
     async def save(
         self,
@@ -98,12 +103,14 @@ class FileStore:
         purpose: str,
         pages: AsyncIterator[bytes] | None = None,
         expires_after: int | None = None,
+        file_id: str | None = None,
     ) -> StoredFile:
         """Keeps a file and the images of its pages, all of it or nothing.
 
-        The file is gone `expires_after` seconds later, if that is given.
+        expires_after: seconds after which the file is gone; never by default.
+        file_id: replaces the file with this id, if there is one already; a new id by default.
         """
-        file_id = new_id()
+        file_id = file_id or new_id()
         created = int(time.time())
         file = StoredFile(
             id=file_id,
@@ -126,8 +133,10 @@ class FileStore:
                 async for png in pages:
                     file.page_count += 1
                     await obstore.put_async(self.objects, page_path(file_id, file.page_count), png)
-        except BaseException:
+        except BaseException as error:
             await self._delete_content(file_id)
+            if isinstance(error, FileNotFoundError):  # the bucket has lost the upload
+                raise BaseError(str(error)) from error
             raise
         # From here on the file may be visible, even if this is cancelled or the answer gets lost.
         try:
@@ -174,18 +183,9 @@ class FileStore:
             raise no_file(file_id)
         try:
             result = await obstore.get_async(self.objects, meta_path(file_id))
-            file = StoredFile.model_validate_json(bytes(await result.bytes_async()))
         except FileNotFoundError as error:
             raise no_file(file_id) from error
-        except ValidationError as error:
-            logger.warning("the metadata of %s is damaged: it can only be deleted", file_id)
-            raise no_file(file_id) from error
-        if file.id != file_id:
-            logger.warning("the metadata of %s is that of another file", file_id)
-            raise no_file(file_id)
-        if file.expired:  # `sweep` deletes it
-            raise no_file(file_id)
-        return file
+        return read_metadata(file_id, bytes(await result.bytes_async()))
 
     async def list_files(
         self,
@@ -199,20 +199,35 @@ class FileStore:
 
         `after` is a place among the ids: the file itself may have been deleted since.
         """
-        ids = sorted(await self._visible_ids(), reverse=order == "desc")
-        if after is not None:
-            ids = [id_ for id_ in ids if (id_ < after if order == "desc" else id_ > after)]
         found: list[StoredFile] = []
-        while ids and len(found) <= limit:
-            # With a purpose, none of those that are read may belong to the page.
-            count = CONCURRENT_READS if purpose else min(CONCURRENT_READS, limit + 1 - len(found))
-            batch, ids = ids[:count], ids[count:]
-            files = await asyncio.gather(*(self._retrieve_if_there(id_) for id_ in batch))
-            found += [file for file in files if file and purpose in (None, file.purpose)]
+        portions = self._newest_ids(after, limit) if order == "desc" else self._oldest_ids(after)
+        async with aclosing(portions):
+            async for ids in portions:
+                while ids and len(found) <= limit:
+                    # With a purpose, none of those that are read may belong to the page.
+                    count = CONCURRENT_READS if purpose else limit + 1 - len(found)
+                    some, ids = ids[:count], ids[count:]
+                    files = await self._files(some)
+                    found += [file for file in files if purpose in (None, file.purpose)]
+                if len(found) > limit:
+                    break
         return found[:limit], len(found) > limit
 
     async def content(self, file: StoredFile) -> Download:
         return await self._download(f"content/{file.id}", file.id)
+
+    async def part(self, file: StoredFile, start: int, length: int) -> bytes:
+        """Bytes of a file, fewer at its end. For readers that take longer than a download may."""
+        length = min(length, file.size - start)
+        if length <= 0:
+            return b""
+        try:
+            path = f"content/{file.id}"
+            return bytes(
+                await obstore.get_range_async(self.objects, path, start=start, length=length)
+            )
+        except FileNotFoundError as error:  # deleted since its metadata was read
+            raise no_file(file.id) from error
 
     async def page(self, file: StoredFile, number: int) -> Download:
         """The PNG of a page, the first is number 1."""
@@ -250,17 +265,86 @@ class FileStore:
             await asyncio.to_thread(delete_staged, self.folder, before)
 
     async def _delete_expired(self) -> None:
-        for file_id in await self._visible_ids():
-            with suppress(FileNotFound, FileNotFoundError, ValidationError):
-                result = await obstore.get_async(self.objects, meta_path(file_id))
-                if StoredFile.model_validate_json(bytes(await result.bytes_async())).expired:
-                    await self.delete(file_id)
+        async for ids in self._oldest_ids(None):
+            for start in range(0, len(ids), CONCURRENT_READS):
+                some = ids[start : start + CONCURRENT_READS]
+                read = await asyncio.gather(*map(self._metadata, some))
+                for file_id, metadata in zip(some, read, strict=True):
+                    with suppress(ValidationError, FileNotFound):
+                        if StoredFile.model_validate_json(metadata or b"").expired:
+                            await self.delete(file_id)
 
-    async def _visible_ids(self) -> list[str]:
-        if self.folder is None:
-            return [id_ async for id_, _ in self._ids("meta")]
+    async def _newest_ids(self, after: str | None, count: int) -> AsyncGenerator[list[str]]:
+        """The files before `after`, newest first, in portions of about so many.
+
+        A bucket lists the oldest first, and a thousand at a time. Ids that are known tell where a
+        portion may begin; what is in it, the store says.
+        """
+        if self.folder is not None:
+            yield sorted(await self._folder_ids(before=after), reverse=True)
+            return
+        known = sorted(id_ for id_ in self._known if after is None or id_ < after)
+        while True:
+            first = known[-count - 1] if len(known) > count else None
+            portion = [id_ async for ids in self._listed(first, after) for id_ in ids]
+            yield sorted(portion, reverse=True)
+            if first is None:
+                return
+            known, after = known[: -count - 1], first
+
+    async def _oldest_ids(self, after: str | None) -> AsyncGenerator[list[str]]:
+        """The files behind `after`, oldest first, in portions."""
+        if self.folder is not None:
+            yield sorted(await self._folder_ids(behind=after))
+            return
+        async for ids in self._listed(after, None):
+            yield [id_ for id_ in ids if id_ != after]
+
+    async def _listed(self, first: str | None, end: str | None) -> AsyncIterator[list[str]]:
+        """The files from `first` on and before `end`, in the order of their ids."""
+        # The store begins behind a name, and this one comes right before that of the first.
+        offset = first and meta_path(first).removesuffix(".json")
+        async for objects in obstore.list(self.objects, "meta", offset=offset):
+            names = [object_["path"].split("/")[1].removesuffix(".json") for object_ in objects]
+            ids = [name for name in names if FILE_ID.fullmatch(name)]
+            yield [id_ for id_ in ids if end is None or id_ < end]
+            if end is not None and ids and ids[-1] >= end:
+                return
+
+    async def _folder_ids(self, before: str | None = None, behind: str | None = None) -> list[str]:
         # The names alone: obstore looks at each file, which takes ten times as long.
-        return await asyncio.to_thread(ids_in, self.folder / "meta")
+        assert self.folder is not None
+        ids = await asyncio.to_thread(ids_in, self.folder / "meta")
+        return [
+            id_
+            for id_ in ids
+            if (before is None or id_ < before) and (behind is None or id_ > behind)
+        ]
+
+    async def _files(self, ids: Sequence[str]) -> list[StoredFile]:
+        """Those of these files that are there and have not expired."""
+        files = []
+        for start in range(0, len(ids), CONCURRENT_READS):
+            some = ids[start : start + CONCURRENT_READS]
+            unknown = [id_ for id_ in some if id_ not in self._known]
+            await asyncio.gather(*(self._metadata(id_) for id_ in unknown))
+            for id_ in some:
+                if (metadata := self._known.get(id_)) is not None:
+                    with suppress(FileNotFound):
+                        files.append(read_metadata(id_, metadata))
+        return files
+
+    async def _metadata(self, file_id: str) -> bytes | None:
+        """The metadata of a file, which is known from now on. None if the file has been deleted."""
+        if file_id not in self._known:
+            try:
+                result = await obstore.get_async(self.objects, meta_path(file_id))
+            except FileNotFoundError:
+                return None
+            self._known[file_id] = bytes(await result.bytes_async())
+            while len(self._known) > MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+        return self._known.get(file_id)
 
     async def _ids(self, kind: str) -> AsyncIterator[tuple[str, datetime]]:
         """The id and the age of every object of a kind. Objects with other names are skipped."""
@@ -270,11 +354,6 @@ class FileStore:
                 file_id = name.removesuffix(".json")
                 if FILE_ID.fullmatch(file_id):
                     yield file_id, object_["last_modified"]
-
-    async def _retrieve_if_there(self, file_id: str) -> StoredFile | None:
-        with suppress(FileNotFound):
-            return await self.retrieve(file_id)
-        return None
 
     async def _download(self, path: str, file_id: str) -> Download:
         try:
@@ -292,6 +371,21 @@ class FileStore:
         for path in [f"content/{file_id}", *(page["path"] for page in pages)]:
             with suppress(FileNotFoundError):
                 await obstore.delete_async(self.objects, path)
+
+
+def read_metadata(file_id: str, content: bytes) -> StoredFile:
+    """Raises FileNotFound for a file that has expired, and for metadata that is not its own."""
+    try:
+        file = StoredFile.model_validate_json(content)
+    except ValidationError as error:
+        logger.warning("the metadata of %s is damaged: it can only be deleted", file_id)
+        raise no_file(file_id) from error
+    if file.id != file_id:
+        logger.warning("the metadata of %s is that of another file", file_id)
+        raise no_file(file_id)
+    if file.expired:  # `sweep` deletes it
+        raise no_file(file_id)
+    return file
 
 
 def os_error(error: BaseError) -> int | None:
@@ -321,8 +415,9 @@ def no_file(file_id: str) -> FileNotFound:
 
 def delete_staged(folder: Path, before: datetime) -> None:
     """Deletes what obstore was writing when the process was killed. It never lists these itself."""
-    for kind in ("content", "meta", "pages"):
-        for path in (folder / kind).rglob("file-*#*"):
+    kinds = {"content": "file-*#*", "meta": "file-*#*", "pages": "file-*#*", "batches": "*#*"}
+    for kind, pattern in kinds.items():
+        for path in (folder / kind).rglob(pattern):
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < before.timestamp():
                     path.unlink()

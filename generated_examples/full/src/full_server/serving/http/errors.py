@@ -35,7 +35,7 @@ ERROR_TYPES = {
 DESCRIPTIONS = {
     400: "The request is not valid",
     401: "The API key is missing or wrong",
-    404: "There is no such model, file or page",
+    404: "There is no such model, file, page or batch",
     408: "The body of the request stalled",
     413: "The body of the request, or the file in it, is too large",
     415: "The body of the request has a type or an encoding that is not read",

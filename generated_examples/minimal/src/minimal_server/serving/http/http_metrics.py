@@ -129,6 +129,11 @@ class HTTPMetrics:
         """Counts one request for its key, if there still is one of that name."""
         if name in self._key_names:
             self._key_requests.labels(name, f"{status // 100}xx").inc()
+            self.charge_key(name, usage)
+
+    def charge_key(self, name: str, usage: TokenUsage) -> None:
+        """Counts tokens for a key, if there still is one of that name."""
+        if name in self._key_names:
             self._key_tokens.labels(name, "prompt").inc(usage.prompt_tokens)
             self._key_tokens.labels(name, "completion").inc(usage.completion_tokens)
 

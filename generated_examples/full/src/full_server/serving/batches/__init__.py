@@ -1,0 +1,1 @@
+"""Batches: files of requests, answered when no client waits."""
