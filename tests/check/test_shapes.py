@@ -15,7 +15,7 @@ from infer_scaffold.check.source import read
 from tests.check.test_rules import write
 
 HEAD = """\
-import asyncio, contextlib, hashlib, os, queue, shutil, threading, time
+import asyncio, contextlib, hashlib, multiprocessing, os, queue, shutil, threading, time
 import psutil, requests, torch
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -491,6 +491,27 @@ for call in (
     "{}.get(1)",
 ):
     runs(call, f"{THREADS}return {call}\n")
+PIPES = """
+ctx = multiprocessing.get_context("spawn")
+ours, theirs = multiprocessing.Pipe()
+of_context, _ = ctx.Pipe()
+worker = ctx.Process(target=print)
+first, second = make(), make()
+class Worker:
+    def __init__(self):
+        self.conn, self.other = multiprocessing.Pipe()
+    def ask(self):
+        return self.conn.recv()  # here
+@app.get("/x")
+async def x():
+    local, _ = multiprocessing.Pipe(duplex=False)
+    """
+for call in ("ours.recv()", "theirs.recv_bytes()", "of_context.recv()", "local.recv()"):
+    blocks(call, f"{PIPES}return {call}  # !\n")
+blocks("worker.join()", f"{PIPES}worker.join()  # !\n")
+blocks("a pipe of an object", f"{PIPES}return Worker().ask()\n".replace("# here", "# !"))
+for call in ("ours.poll()", "os.pipe()", "first.recv()", "await asyncio.to_thread(ours.recv)"):
+    runs(call, f"{PIPES}return {call}\n")
 blocks(
     "the hash of a whole file",
     """

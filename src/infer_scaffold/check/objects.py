@@ -17,6 +17,15 @@ _VALUES = {"dict", "Dict", "Mapping", "MutableMapping", "defaultdict", "OrderedD
 PATH = "pathlib.Path"
 
 
+_CONTEXTS = ("multiprocessing.get_context", "torch.multiprocessing.get_context")
+"""Objects that have what the module multiprocessing has."""
+_PAIRS = dict.fromkeys(
+    ("multiprocessing.Pipe", "torch.multiprocessing.Pipe"), "multiprocessing.connection.Connection"
+)
+"""The class of the items of a tuple, by what returns it."""
+_NAMES_OF_PAIRS = {name.rpartition(".")[2] for name in _PAIRS}
+
+
 @dataclass
 class Bindings:
     """The names that the body of a function, or the top of a module, gives a value.
@@ -104,7 +113,8 @@ class Objects:
         if isinstance(node, ast.IfExp):
             return self._first([node.body, node.orelse], scope)
         if isinstance(node, ast.Subscript):
-            return self._element(node.value, scope) or self._of_item(node, scope)
+            pair = _PAIRS.get(self.of(node.value, scope))
+            return pair or self._element(node.value, scope) or self._of_item(node, scope)
         return ""
 
     def _of_item(self, node: ast.Subscript, scope: Scope) -> str:
@@ -150,6 +160,8 @@ class Objects:
             receiver = self.of(call.func.value, scope)
             if receiver == PATH and call.func.attr in ("resolve", "absolute", "expanduser"):
                 return PATH
+            if receiver in _CONTEXTS:
+                return f"multiprocessing.{call.func.attr}"
             if receiver and receiver not in self.source.classes:
                 return f"{receiver}.{call.func.attr}"
             return name if name and self._is_global(call.func, scope) else f"?.{call.func.attr}"
@@ -623,6 +635,9 @@ def _bind_each(target: ast.Tuple | ast.List, value: ast.expr, found: Bindings) -
         name = _dotted(each)
         if name and same and isinstance(value, ast.Tuple | ast.List):
             found.values[name].append(value.elts[position])
+        elif name and isinstance(value, ast.Call) and last(value.func) in _NAMES_OF_PAIRS:
+            item = ast.Subscript(value, ast.Constant(position), ast.Load())
+            found.values[name].append(ast.copy_location(item, value))
         elif name:
             found.opaque.add(name)
 

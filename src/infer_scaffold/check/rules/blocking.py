@@ -229,6 +229,7 @@ INSTANCE_CALLS: dict[str, dict[str, str]] = {
     ),
     "subprocess.Popen": _WAITS,
     "multiprocessing.Process": _WAITS,
+    "multiprocessing.connection.Connection": {"recv": _PROCESS, "recv_bytes": _PROCESS},
     "threading.Thread": {"join": _THREAD},
     "threading.Event": {"wait": _THREAD},
     "threading.Condition": {"wait": _THREAD, "wait_for": _THREAD, "acquire": _THREAD},

@@ -213,16 +213,27 @@ class Calls:
         name = last(call.func)
         if name in blocking.NAMED_CALLS and isinstance(call.func, ast.Name):
             return blocking.NAMED_CALLS[name]
-        if name.lower().endswith(blocking.PIPELINES) and not self._is_module(call.func):
+        # A class has a capital letter: multiprocessing.Pipe() connects two processes.
+        is_pipeline = name.lower().endswith(blocking.PIPELINES) and not name[:1].isupper()
+        if is_pipeline and not self._is_module(call.func):
             callee = self.objects.function(call.func, self.scope)
             return None if callee is not None else "runs the model"
         return None
 
     def _is_module(self, node: ast.expr) -> bool:
-        """Return whether an expression is an imported name, or one of the project's functions."""
+        """Return whether an expression is an imported name, or one of the project's functions.
+
+        An attribute of a module of the project may be an object; one of `os` is a function.
+        """
         name = self.objects.name(node, self.scope)
-        known = name in self.source.functions or name in self.source.classes
-        return known or (isinstance(node, ast.Name) and node.id in self.scope.module.aliases)
+        if name in self.source.functions or name in self.source.classes:
+            return True
+        root = node
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        if not isinstance(root, ast.Name) or root.id not in self.scope.module.aliases:
+            return False
+        return root is node or not any(name.startswith(f"{own}.") for own in self.source.by_name)
 
     def _is_async_callee(self, call: ast.Call) -> bool:
         callee = self.objects.function(call.func, self.scope)
