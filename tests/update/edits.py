@@ -99,7 +99,7 @@ def renamed_test(project: Path) -> None:
 def deleted_files(project: Path) -> None:
     (project / "Dockerfile.cuda").unlink()
     shutil.rmtree(project / "deploy")
-    (project / "bench" / "load.py").unlink()
+    shutil.rmtree(project / "bench")
 
 
 def crlf_files(project: Path) -> None:

@@ -218,7 +218,8 @@ def test_bytes_stay_as_they_are(
 
     wanted = render_wanted(render, tmp_path / "wanted", version)
     append(name, content)(wanted)
-    assert_same(project, wanted)
+    # Later projects say that git decides about the line ends of the work tree.
+    assert_same(project, wanted, line_ends=version < Version("0.2.0"))
 
 
 def as_utf16(name: str) -> Edit:
@@ -395,6 +396,9 @@ def flat_layout(project: Path) -> None:
 def renamed_folders(project: Path) -> None:
     (project / "tests").rename(project / "checks")
     (project / "deploy").rename(project / "ops")
+    if (deployment := project / "ops" / "kubernetes" / "base" / "deployment.yaml").exists():
+        # It stays where the owner has put it, as every file that both sides move.
+        deployment.rename(project / "ops" / "kubernetes.yaml")
     (project / "src" / PACKAGE / "models").rename(project / "src" / PACKAGE / "engines")
 
 

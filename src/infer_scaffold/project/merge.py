@@ -59,6 +59,7 @@ def merge(
     known: Mapping[str, str] | None = None,
     apart: Set[str] = frozenset(),
     gone: Entries | None = None,
+    stood: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Merge what the owner and the template have made of `base`.
 
@@ -66,6 +67,7 @@ def merge(
     owner has files of `base`, however little they have in common; git finds out about the others.
     Those that are `apart` say nothing about where the files beside them belong. `gone` are those
     that the owner has deleted where the template had them: nothing new comes beside them alone.
+    `stood` tells where the owner had files before the template moved them out of their folders.
     """
     windows = store.with_crlf(ours)
     compared = ours | _with_line_ends(store, ours, windows, (b"\r\n", b"\n"))
@@ -74,7 +76,7 @@ def merge(
     outcome = Outcome(dict(merged.entries), {}, {}, set())
     _settle(outcome, merged, base, ours)
     beside = {path: entry for path, entry in base.items() if path not in apart} | (gone or {})
-    _place_new(outcome, merged, beside, ours, owned)
+    _place_new(outcome, merged, beside, ours, owned, stood or {})
     _restore_names(outcome)
     _restore_line_ends(outcome, merged, store, ours, compared, windows)
     return outcome
@@ -103,12 +105,17 @@ def _clash(sides: Mapping[int, str], *, marked: bool) -> Clash:
 
 
 def _place_new(
-    outcome: Outcome, merged: Merged, base: Entries, ours: Entries, owned: GitIgnoreSpec
+    outcome: Outcome,
+    merged: Merged,
+    base: Entries,
+    ours: Entries,
+    owned: GitIgnoreSpec,
+    stood: Mapping[str, str],
 ) -> None:
     """Put the files that are new in the template where they belong in the owner's layout."""
     files = outcome.files
     for path in files.keys() - ours.keys() - base.keys() - merged.stages.keys():
-        home, entry = place(path, base, ours, merged.moved), files.pop(path)
+        home, entry = place(path, base, ours, merged.moved, stood), files.pop(path)
         if home is None:
             outcome.skipped.add(path)
         elif home == path or not is_taken(home, files):
@@ -131,17 +138,29 @@ def _restore_names(outcome: Outcome) -> None:
             del outcome.stages[path], outcome.clashes[path]
 
 
-def place(path: str, base: Entries, ours: Entries, moved: Mapping[str, str]) -> str | None:
+def place(
+    path: str,
+    base: Entries,
+    ours: Entries,
+    moved: Mapping[str, str],
+    stood: Mapping[str, str] | None = None,
+) -> str | None:
     """Return where a file that is new in the template belongs in the owner's layout.
 
-    It goes with the files beside it; None if the owner has deleted all of them.
+    It goes with the files beside it; None if the owner has deleted all of them. Where there are
+    none, it goes where those that stood there have been.
     """
     for folder in PurePosixPath(path).parents[:-1]:
         beside = [name for name in base if PurePosixPath(name).parent == folder]
-        if not beside:
-            continue
         now = [moved.get(name, name) for name in beside]
         homes = Counter(str(PurePosixPath(name).parent) for name in now if name in ours)
+        if not beside:
+            left = [
+                now for old, now in (stood or {}).items() if PurePosixPath(old).parent == folder
+            ]
+            if not left:
+                continue
+            homes = Counter(str(PurePosixPath(name).parent) for name in left)
         if homes:
             ((home, _),) = homes.most_common(1)
             return str(PurePosixPath(home) / PurePosixPath(path).relative_to(folder))

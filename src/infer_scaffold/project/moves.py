@@ -284,6 +284,7 @@ def merge_moved(
         known=known,
         apart={file.new for file in files if not file.goes},
         gone=gone,
+        stood={file.old: file.now for file in files if file.now is not None},
     )
     for file in files:
         if file.now is None:
