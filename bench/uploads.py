@@ -47,7 +47,7 @@ ENVIRONMENT = {
 
 
 class Figures(NamedTuple):
-    """What was measured with one kind of store."""
+    """The figures of one kind of store."""
 
     store: str
     upload_seconds: float

@@ -1,6 +1,5 @@
 """/v1/batches: files of requests that are answered when no client waits for a model."""
 
-import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -19,8 +18,7 @@ from ..serving.batches.batch_runner import WINDOW_SECONDS
 from ..serving.batches.batch_store import BATCH_ID, BatchState, new_batch_id
 from ..serving.files.file_errors import FileNotFound
 from ..serving.http.errors import APIError, documented
-
-logger = logging.getLogger(__name__)
+from .files import store_failed
 
 MAX_OPEN = 100
 """Batches of one key that have not ended"""
@@ -39,13 +37,7 @@ async def translate_batch_errors() -> AsyncIterator[None]:
             status.HTTP_404_NOT_FOUND, str(error), param="input_file_id", code="file_not_found"
         ) from error
     except StoreError as error:
-        logger.exception("the file store failed")
-        raise APIError(
-            status.HTTP_503_SERVICE_UNAVAILABLE,
-            "The file store cannot be reached or does not work.",
-            code="file_store_unavailable",
-            headers={"Retry-After": "1"},
-        ) from error
+        raise store_failed(error) from error
 
 
 router = APIRouter(
@@ -72,7 +64,7 @@ async def get_batch(batch_id: str, batches: BatchesDep, key_name: KeyNameDep) ->
 BatchStateDep = Annotated[BatchState, Depends(get_batch)]
 
 
-@router.post("", response_model_exclude_none=True, responses=documented(404, 429))
+@router.post("", response_model_exclude_none=True, responses=documented(404, 429, 507))
 async def create_batch(
     body: BatchRequest,
     files: FilesDep,
@@ -139,7 +131,7 @@ async def retrieve_batch(batch: BatchStateDep) -> Batch:
     return as_batch_object(batch)
 
 
-@router.post("/{batch_id}/cancel", response_model_exclude_none=True, responses=documented(404))
+@router.post("/{batch_id}/cancel", response_model_exclude_none=True, responses=documented(404, 507))
 async def cancel_batch(
     batch: BatchStateDep, batches: BatchesDep, runner: BatchRunnerDep, key_name: KeyNameDep
 ) -> Batch:

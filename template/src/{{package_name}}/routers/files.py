@@ -58,15 +58,20 @@ async def translate_errors() -> AsyncIterator[None]:
             headers={"Retry-After": "5"},
         ) from error
     except StoreError as error:
-        logger.exception("the file store failed")
-        if os_error(error) in DISK_FULL:
-            raise insufficient_storage() from error
-        raise APIError(
-            status.HTTP_503_SERVICE_UNAVAILABLE,
-            "The file store cannot be reached or does not work.",
-            code="file_store_unavailable",
-            headers={"Retry-After": "1"},
-        ) from error
+        raise store_failed(error) from error
+
+
+def store_failed(error: StoreError) -> APIError:
+    """507 for a full disk, else 503. The log has the store's own words, the answer has not."""
+    logger.error("the file store failed", exc_info=error)
+    if os_error(error) in DISK_FULL:
+        return insufficient_storage()
+    return APIError(
+        status.HTTP_503_SERVICE_UNAVAILABLE,
+        "The file store cannot be reached or does not work.",
+        code="file_store_unavailable",
+        headers={"Retry-After": "1"},
+    )
 
 
 router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(translate_errors)])

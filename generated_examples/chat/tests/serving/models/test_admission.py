@@ -60,7 +60,8 @@ def test_background_work_takes_the_room_that_requests_leave() -> None:
         assert not work.entered
         with admission.enter(tokens=56, requests=2):
             assert work.entered
-            with admission.enter(tokens=5):  # more of the same work: half of it helps nobody
+            # Work that has entered gets the further places that it needs.
+            with admission.enter(tokens=5):
                 pass
 
 

@@ -200,7 +200,7 @@ def test_a_revision_is_a_commit_a_tag_or_a_branch(hub: str) -> None:
 
 
 def prefetched() -> subprocess.CompletedProcess[str]:
-    """What an init container runs."""
+    """The program of the init container, as a process."""
     command = [sys.executable, "-m", "chat_server.prefetch"]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 

@@ -15,6 +15,7 @@ import obstore
 import pytest
 from obstore.exceptions import BaseError
 
+from files_server.serving.files import store as files_store
 from files_server.serving.files.file_errors import FileNotFound
 from files_server.serving.files.store import FileStore, StoredFile, local_folder, new_id
 
@@ -216,6 +217,18 @@ async def test_a_page_reads_its_own_files_alone(
                 page = await store.list_files(limit=3, after=after, order=order)  # type: ignore[arg-type]
                 assert page == (expected[start : start + 3], start < 47)
                 assert sorted(read) == reads
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_a_page_is_whole_when_little_metadata_is_kept(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch, order: Any
+) -> None:
+    monkeypatch.setattr(files_store, "MAX_KNOWN", 3)
+    ids = [(await save(store, b"x")).id for _ in range(10)]
+    expected = ids if order == "asc" else ids[::-1]
+    for limit in (2, 10):  # the first leaves what the second needs, and pushes out
+        page, _ = await store.list_files(limit=limit, order=order)
+        assert [file.id for file in page] == expected[:limit]
 
 
 def test_ids_sort_by_time() -> None:

@@ -113,7 +113,7 @@ class BatchStore:
         self._folder = files.folder
 
     async def create(self, batch: BatchState) -> None:
-        # The other way round, a crash could leave a batch that nobody ever runs.
+        # In the other order, a crash in between leaves a batch that no process finds.
         await obstore.put_async(self.objects, f"open/{batch.id}", b"")
         await self.write(batch.id, "created", batch.model_dump(exclude_defaults=True))
 

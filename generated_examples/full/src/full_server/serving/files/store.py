@@ -174,7 +174,7 @@ class FileStore:
         except asyncio.CancelledError:
             stopped.set_result(None)
             await asyncio.wait([put])
-            put.exception()  # that of the chunks, which nobody waits for
+            put.exception()  # retrieved, or asyncio logs it: the error of the chunks is raised
             raise
 
     async def retrieve(self, file_id: str) -> StoredFile:
@@ -326,10 +326,13 @@ class FileStore:
         files = []
         for start in range(0, len(ids), CONCURRENT_READS):
             some = ids[start : start + CONCURRENT_READS]
-            unknown = [id_ for id_ in some if id_ not in self._known]
-            await asyncio.gather(*(self._metadata(id_) for id_ in unknown))
-            for id_ in some:
-                if (metadata := self._known.get(id_)) is not None:
+            # Kept here, as what is read now may push it out of what is known.
+            found = {id_: self._known.get(id_) for id_ in some}
+            unknown = [id_ for id_, metadata in found.items() if metadata is None]
+            read = await asyncio.gather(*(self._metadata(id_) for id_ in unknown))
+            found.update(zip(unknown, read, strict=True))
+            for id_, metadata in found.items():
+                if metadata is not None:
                     with suppress(FileNotFound):
                         files.append(read_metadata(id_, metadata))
         return files
@@ -341,10 +344,12 @@ class FileStore:
                 result = await obstore.get_async(self.objects, meta_path(file_id))
             except FileNotFoundError:
                 return None
-            self._known[file_id] = bytes(await result.bytes_async())
+            metadata = bytes(await result.bytes_async())
+            self._known[file_id] = metadata
             while len(self._known) > MAX_KNOWN:
                 del self._known[next(iter(self._known))]
-        return self._known.get(file_id)
+            return metadata
+        return self._known[file_id]
 
     async def _ids(self, kind: str) -> AsyncIterator[tuple[str, datetime]]:
         """The id and the age of every object of a kind. Objects with other names are skipped."""
