@@ -23,13 +23,22 @@ class LoadMetrics:
         self._failures = Counter(
             "infer_model_load_failures", "Loads that failed", LABELS, registry=registry
         )
+        self._failing = Gauge(
+            "infer_model_load_failing",
+            "1 while the last load of the model is one that failed",
+            LABELS,
+            registry=registry,
+        )
         self._seconds = Gauge(
             "infer_model_load_seconds", "Seconds of the last load", LABELS, registry=registry
         )
 
-    def watch(self, model: str, is_loaded: Callable[[], bool]) -> None:
+    def watch(
+        self, model: str, is_loaded: Callable[[], bool], is_failing: Callable[[], bool]
+    ) -> None:
         """Shows a model from now on."""
         self._loaded.labels(model).set_function(is_loaded)
+        self._failing.labels(model).set_function(is_failing)
         for counter in (self._loads, self._unloads, self._deaths, self._failures):
             counter.labels(model)
 

@@ -99,7 +99,7 @@ class ModelRegistry:
         """Ids of the models without which the service is not ready, not loaded so far"""
         self._entries = {spec.id: Entry(spec) for spec in specs}
         for id_, entry in self._entries.items():
-            self._load_metrics.watch(id_, partial(works, entry))
+            self._load_metrics.watch(id_, partial(works, entry), partial(fails, entry))
         self._closed = False
 
     @property
@@ -314,6 +314,10 @@ class ModelRegistry:
 
 def works(entry: Entry) -> bool:
     return entry.model is not None and not entry.dead
+
+
+def fails(entry: Entry) -> bool:
+    return entry.failures > 0
 
 
 def load_failed(entry: Entry) -> LoadFailed:
