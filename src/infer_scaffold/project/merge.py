@@ -151,13 +151,11 @@ def place(
     none, it goes where those that stood there have been.
     """
     for folder in PurePosixPath(path).parents[:-1]:
-        beside = [name for name in base if PurePosixPath(name).parent == folder]
+        beside = [name for name in base if _folder_of(name) == str(folder)]
         now = [moved.get(name, name) for name in beside]
         homes = Counter(str(PurePosixPath(name).parent) for name in now if name in ours)
         if not beside:
-            left = [
-                now for old, now in (stood or {}).items() if PurePosixPath(old).parent == folder
-            ]
+            left = [now for old, now in (stood or {}).items() if _folder_of(old) == str(folder)]
             if not left:
                 continue
             homes = Counter(str(PurePosixPath(name).parent) for name in left)
@@ -166,6 +164,11 @@ def place(
             return str(PurePosixPath(home) / PurePosixPath(path).relative_to(folder))
         return path if any(name.startswith(f"{folder}/") for name in ours) else None
     return path
+
+
+def _folder_of(path: str) -> str:
+    """Return the folder of a path: by the text, as an update asks for it 40,000 times."""
+    return path.rpartition("/")[0]
 
 
 def _with_line_ends(
