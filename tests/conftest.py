@@ -1,21 +1,27 @@
 """Fixtures that several test modules share."""
 
 import gc
+import hashlib
 import importlib.util
+import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from jinja2.sandbox import SandboxedEnvironment
 
 from infer_scaffold.cli import main
-from infer_scaffold.project import generate, template
+from infer_scaffold.project import generate, history, template
+from infer_scaffold.project.questions import Answers
 from tests.server import Server
 
 
@@ -40,6 +46,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _libraries_are_not_searched() -> None:
     """Exempt what is imported by now from garbage collection, a fifth of some tests' time."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _templates_are_compiled_once() -> Iterator[None]:
+    """Let all renderings in this process share what takes most of their time.
+
+    The code that Jinja compiles follows from the text, its name, the syntax, which is the lexer's,
+    and the extensions; the fingerprint of the template follows from files that no test changes.
+    """
+    root, fingerprint = template.root(), history.fingerprint
+    fingerprint_of_root = cache(partial(fingerprint, root))
+    compile_ = SandboxedEnvironment.compile
+    compiled: dict[object, Any] = {}
+
+    def compile_once(
+        environment: SandboxedEnvironment, source: Any, name: str | None = None, *more: Any
+    ) -> Any:
+        # Extensions begin anew with each text: copier's tag `yield` may come once in each.
+        text = environment.preprocess(source, name)
+        known = (text, name, more[1:], environment.lexer, *environment.extensions)
+        if known not in compiled:
+            compiled[known] = compile_(environment, text, name, *more)
+        return compiled[known]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SandboxedEnvironment, "compile", compile_once)
+        patched.setattr(
+            history,
+            "fingerprint",
+            lambda source: fingerprint_of_root() if source == root else fingerprint(source),
+        )
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +120,44 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     signal.signal(signal.SIGTERM, handler)
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def made_once(shared: Path, what: object, make: Callable[[Path], object]) -> Path:
+    """The folder that `make` fills, which the first one who asks for it does for all workers.
+
+    It is to be copied: a change would be one for all tests.
+    """
+    folder = shared / hashlib.sha256(repr(what).encode()).hexdigest()
+    if not folder.exists():
+        begun = Path(tempfile.mkdtemp(dir=shared)) / "made"
+        make(begun)
+        with suppress(OSError):  # Another worker was faster.
+            begun.rename(folder)
+    return folder
+
+
+CopyRendering = Callable[[Answers, Path], None]
+
+
+@pytest.fixture(scope="session")
+def copy_rendering(shared: Path) -> CopyRendering:
+    """Render a project for a test of something else: a copy of the first one of these answers."""
+
+    def copy_rendering(answers: Answers, destination: Path) -> None:
+        what = ("project", sorted(answers.items()))
+        kept = made_once(shared, what, partial(generate.render, answers))
+        shutil.copytree(kept, destination, dirs_exist_ok=True)
+
+    return copy_rendering
+
+
 Boot = Callable[..., Server]
 
 
@@ -108,23 +184,28 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def boot(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[Boot]:
+def boot(
+    tiny_models: dict[str, Path], tmp_path: Path, copy_rendering: CopyRendering
+) -> Iterator[Boot]:
     """Render a project of the given answers and start it on the tiny models."""
     with ExitStack() as servers:
-        yield partial(start, servers, tmp_path, tiny_models, fresh=False)
+        yield partial(start, servers, tmp_path, tiny_models, copy_rendering, fresh=False)
 
 
 @pytest.fixture
-def fresh_boot(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[Boot]:
+def fresh_boot(
+    tiny_models: dict[str, Path], tmp_path: Path, copy_rendering: CopyRendering
+) -> Iterator[Boot]:
     """The same by a Python that has imported nothing yet: it tells what the service imports."""
     with ExitStack() as servers:
-        yield partial(start, servers, tmp_path, tiny_models, fresh=True)
+        yield partial(start, servers, tmp_path, tiny_models, copy_rendering, fresh=True)
 
 
 def start(
     servers: ExitStack,
     folder: Path,
     tiny_models: dict[str, Path],
+    copy_rendering: CopyRendering,
     answers: dict[str, Any],
     change: Callable[[Path], None] | None = None,
     *,
@@ -132,7 +213,7 @@ def start(
     **settings: Any,
 ) -> Server:
     project = folder / "server"
-    generate.render({"project_name": "tiny-server", **answers}, project)
+    copy_rendering({"project_name": "tiny-server", **answers}, project)
     if change is not None:
         change(project / "src" / "tiny_server")
     settings = {

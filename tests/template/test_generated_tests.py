@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from infer_scaffold.project import generate
 from infer_scaffold.project.questions import PRESETS, Answers
+from tests.conftest import CopyRendering
 
 # Python imports a module of this name at its start, here in the tests and in the servers that
 # they start. What is refused is what a machine without a network refuses, only sooner.
@@ -120,13 +120,13 @@ def to_run(module: str, project: Path, full: Path) -> list[str]:
     [(name, shard) for name in VARIANTS for shard in range(SHARDS.get(name, 1))],
 )
 def test_the_generated_tests_pass_offline(
-    name: str, shard: int, offline: Path, tmp_path: Path
+    name: str, shard: int, offline: Path, tmp_path: Path, copy_rendering: CopyRendering
 ) -> None:
     project = tmp_path / "project"
-    generate.render({"project_name": "myserver", **VARIANTS[name]}, project)
+    copy_rendering({"project_name": "myserver", **VARIANTS[name]}, project)
     modules = modules_of(project)
     if name in ONLY_OTHERS:
-        generate.render({"project_name": "myserver", **VARIANTS["full"]}, tmp_path / "full")
+        copy_rendering({"project_name": "myserver", **VARIANTS["full"]}, tmp_path / "full")
         collected = run(project, offline, *PYTEST, "--collect-only", *modules)
         assert collected.returncode == 0, collected.stdout
         modules = [test for each in modules for test in to_run(each, project, tmp_path / "full")]
@@ -163,9 +163,11 @@ def test_new(): pass
     assert other_tests(here, here) == []
 
 
-def test_settings_of_one_s_own_break_no_test(offline: Path, tmp_path: Path) -> None:
+def test_settings_of_one_s_own_break_no_test(
+    offline: Path, tmp_path: Path, copy_rendering: CopyRendering
+) -> None:
     project = tmp_path / "project"
-    generate.render({"project_name": "myserver", **PRESETS["minimal"]}, project)
+    copy_rendering({"project_name": "myserver", **PRESETS["minimal"]}, project)
     module = project / "src" / "myserver" / "custom_settings.py"
     example = re.search(r"^    from pydantic import.*?(?=^\"\"\")", module.read_text(), re.M | re.S)
     assert example is not None

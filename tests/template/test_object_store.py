@@ -18,8 +18,7 @@ import boto3
 import httpx2
 import pytest
 
-from infer_scaffold.project import generate
-from tests.conftest import Boot
+from tests.conftest import Boot, CopyRendering
 from tests.server import Server
 
 MIB = 2**20
@@ -175,9 +174,11 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @pytest.mark.parametrize("ending", ["fails", "is cancelled"])
-def test_no_parts_stay_of_an_upload_that(ending: str, bucket: Any, tmp_path: Path) -> None:
+def test_no_parts_stay_of_an_upload_that(
+    ending: str, bucket: Any, tmp_path: Path, copy_rendering: CopyRendering
+) -> None:
     answers = {"project_name": "tiny-server", "endpoints": ["files"]}
-    generate.render(answers, tmp_path / "project")
+    copy_rendering(answers, tmp_path / "project")
     under_way: list[int] = []
     with subprocess.Popen(
         [sys.executable, "-c", SAVE, f"s3://{bucket.name}/x", ending],

@@ -28,6 +28,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from infer_scaffold.project import generate
+from tests.conftest import CopyRendering
 
 CHAT = "/v1/chat/completions"
 PATIENCE = 120.0
@@ -162,10 +163,10 @@ def is_whole(reads: list[tuple[float, bytes]]) -> bool:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, copy_rendering: CopyRendering) -> Path:
     folder = tmp_path_factory.mktemp("ray") / "project"
     answers = {"endpoints": ["chat", "health"], "deploy": ["ray"], "devices": ["cpu"]}
-    generate.render({"project_name": "tiny-server", **answers}, folder)
+    copy_rendering({"project_name": "tiny-server", **answers}, folder)
     return folder
 
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from infer_scaffold.project import generate
+from tests.conftest import CopyRendering
 from tests.server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -63,10 +64,12 @@ def proxy(project: Path, replicas: list[Server], port: int) -> subprocess.Popen[
 
 
 @pytest.fixture
-def service(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[Service]:
+def service(
+    tiny_models: dict[str, Path], tmp_path: Path, copy_rendering: CopyRendering
+) -> Iterator[Service]:
     project, port = tmp_path / "project", free_port()
     endpoints = ["chat", "files", "health"]
-    generate.render({"project_name": "tiny-server", "endpoints": endpoints}, project)
+    copy_rendering({"project_name": "tiny-server", "endpoints": endpoints}, project)
     settings = {
         "device": "cpu",
         "dtype": "float32",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from infer_scaffold.project import generate
 from infer_scaffold.project.questions import PRESETS, Answers
+from tests.conftest import CopyRendering
 
 VARIANTS: dict[str, Answers] = {
     **PRESETS,
@@ -36,13 +36,15 @@ def has_test(project: Path, name: str) -> bool:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_each_threat_has_tests_that_exist(tmp_path: Path, variant: str) -> None:
-    generate.render({"project_name": "threats", **VARIANTS[variant]}, tmp_path / "threats")
-    rows = rows_of((tmp_path / "threats" / "SECURITY.md").read_text())
+def test_each_threat_has_tests_that_exist(
+    tmp_path: Path, variant: str, copy_rendering: CopyRendering
+) -> None:
+    copy_rendering({"project_name": "tiny-server", **VARIANTS[variant]}, tmp_path)
+    rows = rows_of((tmp_path / "SECURITY.md").read_text())
     assert len(rows) >= 20
     assert [threat for threat, tests in rows.items() if not tests] == []
     named = [name for tests in rows.values() for name in tests]
-    assert [name for name in named if not has_test(tmp_path / "threats", name)] == []
+    assert [name for name in named if not has_test(tmp_path, name)] == []
 
 
 def test_a_test_that_is_missing_is_noticed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,12 @@ def test_the_dependencies_are_what_is_imported(variant: Answers, tmp_path: Path)
     assert imported <= set().union(*PROVIDED.values()), "imported without a dependency"
 
 
+@cache
 def imports(source: str) -> set[str]:
-    """The top-level names of the packages that a module imports, wherever it does."""
+    """The top-level names of the packages that a module imports, wherever it does.
+
+    Most modules are those of another variant.
+    """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

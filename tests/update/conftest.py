@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from packaging.version import Version
 from infer_scaffold import git
 from infer_scaffold.project import generate, history, template, updating
 from infer_scaffold.project.moves import is_imported
+from tests.conftest import made_once
 from tests.update import moving
 from tests.update.edits import PACKAGE, change
 
 NEXT = Version("99.0")
 # A later version, which moves a module that NEXT has moved already.
 LATER = Version("101.0")
+RELEASED = history.versions()
+# Each thing that an owner may do is tried on these two; on those between them, all at once.
+OLDEST, NEWEST = RELEASED[0], RELEASED[-1]
 # The default model has changed since; a project keeps what it was made with.
 MADE_WITH = {"project_name": PACKAGE, "chat_model": "google/gemma-3-270m-it"}
 Render = Callable[..., Path]
@@ -67,23 +72,21 @@ def edit_what_has_moved(folder: Path) -> None:
 
 
 @pytest.fixture
-def render(templates: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Render]:
+def render(templates: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Render]:
     """Render a project of a version; `infer-scaffold` knows all of them."""
     monkeypatch.setattr(history, "BUNDLE", templates / "bundle")
 
     def render(
         destination: Path, version: Version = NEXT, *, updating: bool = False, **answers: Any
     ) -> Path:
-        # Copies of one rendering: copier takes half a second for each.
-        kept = templates / "renderings" / f"{version}-{updating}-{answers}"
-        if not kept.exists():
-            generate.render(
-                {**MADE_WITH, **answers},
-                kept,
-                source=templates / str(version),
-                tag=history.tag(version),
-                updating=updating,
-            )
+        make = partial(
+            generate.render,
+            {**MADE_WITH, **answers},
+            source=templates / str(version),
+            tag=history.tag(version),
+            updating=updating,
+        )
+        kept = made_once(shared, ("of a version", version, updating, sorted(answers.items())), make)
         shutil.copytree(kept, destination)
         return destination
 
@@ -91,22 +94,31 @@ def render(templates: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Render]
 
 
 @pytest.fixture(autouse=True)
-def _rendered_once(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let all updates in this process share the renderings of a version."""
+def _rendered_once(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all tests share the templates of the versions, and all updates what is rendered."""
+
+    def known(bundle: Path) -> tuple[object, ...]:
+        return hashlib.sha256(bundle.read_bytes()).hexdigest(), template.root()
+
+    def unpack_once(version: Version, folder: Path, bundle: Path | None = None) -> Path:
+        bundle = bundle or history.BUNDLE
+        make = partial(unpack, version, bundle=bundle)
+        kept = made_once(shared, ("template", *known(bundle), version), make)
+        folder.symlink_to(kept, target_is_directory=True)
+        return folder
 
     def render_once(version: Version, answers: Any, temporary: Path, name: str) -> None:
-        known = hashlib.sha256(history.BUNDLE.read_bytes()).hexdigest()
-        key = repr((template.root(), known, version, sorted(answers.items())))
-        kept = templates / "of-updates" / hashlib.sha256(key.encode()).hexdigest()
-        if not (kept / "done").exists():
-            shutil.rmtree(kept, ignore_errors=True)
-            kept.mkdir(parents=True)
-            render_version(version, answers, kept, "one")
-            (kept / "done").touch()
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            render_version(version, answers, folder, "one")
+
+        what = ("of an update", *known(history.BUNDLE), version, sorted(answers.items()))
+        kept = made_once(shared, what, make)
         for part in ("-template", ""):
             (temporary / f"{name}{part}").symlink_to(kept / f"one{part}", target_is_directory=True)
 
-    render_version = updating._render
+    unpack, render_version = history.unpack, updating._render
+    monkeypatch.setattr(history, "unpack", unpack_once)
     monkeypatch.setattr(updating, "_render", render_once)
 
 

@@ -153,7 +153,7 @@ def test_a_process_that_ends(
     good: Path, render: Render, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(survey._FEW):
-        render(good.parent / f"s{number}", NEWEST, project_name=f"s{number}")
+        render(good.parent / f"s{number}", NEWEST)
     look = survey._look
 
     def killed(*arguments: object) -> object:
