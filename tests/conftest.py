@@ -24,6 +24,10 @@ from infer_scaffold.project import generate, history, template
 from infer_scaffold.project.questions import Answers
 from tests.server import Server
 
+# Before torch reads it, here and in the processes that tests start. Models as small as those of the
+# tests gain nothing from more threads, which wait for each other and for those of other workers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @dataclass(frozen=True)
 class Outcome:
