@@ -14,10 +14,17 @@ from infer_scaffold.fleet import survey
 from infer_scaffold.fleet.verdicts import Verdict
 from infer_scaffold.project import history, updating
 from tests.conftest import Run
-from tests.update.conftest import LATER, NEXT, Render, commit
-from tests.update.edits import EDITS, PACKAGE, Edit, change
+from tests.update.conftest import LATER, NEWEST, NEXT, OLDEST, RELEASED, Render, commit
+from tests.update.edits import (
+    EDITS,
+    PACKAGE,
+    Edit,
+    change,
+    changed_settings,
+    everything,
+    own_code_in_a_router,
+)
 
-RELEASED = history.versions()
 Look = Callable[..., dict[str, Any]]
 
 
@@ -68,12 +75,23 @@ def test_honest_edits_change_no_version(
         assert service["older"] == []
 
 
+CLAIMED = {
+    "none": [],
+    "settings": [changed_settings],
+    "router": [own_code_in_a_router],
+    "everything": [everything],
+}
+
+
 @pytest.mark.parametrize(
-    "edits",
-    [[], EDITS[2:3], EDITS[-2:-1], EDITS[-1:]],
-    ids=["none", "settings", "router", "everything"],
+    ("version", "edits"),
+    [
+        pytest.param(version, edits, id=f"{version}-{name}")
+        for version in RELEASED
+        for name, edits in CLAIMED.items()
+        if version in (OLDEST, NEWEST) or name == "everything"
+    ],
 )
-@pytest.mark.parametrize("version", RELEASED, ids=str)
 def test_a_version_that_is_claimed_only(
     version: Version, edits: list[Edit], render: Render, look: Look, run: Run, tmp_path: Path
 ) -> None:

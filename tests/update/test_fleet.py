@@ -192,9 +192,9 @@ def test_the_page_in_a_browser(fleet: Path, run: Run, tmp_path: Path) -> None:
     assert seen["phone"]["page"] <= seen["phone"]["window"]
 
 
-def test_two_hundred_services(render: Render, templates: Path, tmp_path: Path, run: Run) -> None:
+def test_sixty_services(render: Render, templates: Path, tmp_path: Path, run: Run) -> None:
     renderer = Renderer(templates / "0.1.0")
-    for number in range(200):
+    for number in range(60):
         name = f"service-{number}"
         answers = {"project_name": name, "endpoints": ["chat", "embeddings", "files", "health"]}
         project = tmp_path / "fleet" / name
@@ -210,7 +210,7 @@ def test_two_hundred_services(render: Render, templates: Path, tmp_path: Path, r
     seconds = time.monotonic() - started
 
     services = json.loads(outcome.out)["services"]
-    assert len(services) == 200
+    assert len(services) == 60
     assert not any(service["error"] or service["edited"] for service in services)
-    # It takes 5 s on two idle cores (bench/results/speed.md); here, other tests run beside it.
-    assert seconds < 90
+    # 200 take 5 s on two idle cores (bench/results/speed.md); here, other tests run beside them.
+    assert seconds < 45

@@ -18,12 +18,22 @@ from infer_scaffold.project import generate, history, updating
 from infer_scaffold.project.merge import Clash
 from infer_scaffold.project.updating import Kind
 from tests.conftest import Run
-from tests.update.conftest import NEXT, OWNED, Render, commit, files, render_wanted
+from tests.update.conftest import (
+    NEWEST,
+    NEXT,
+    OLDEST,
+    OWNED,
+    RELEASED,
+    Render,
+    commit,
+    files,
+    render_wanted,
+)
 from tests.update.edits import PACKAGE, Edit, change, changed_settings, everything, own_router
 from tests.update.test_law import assert_same
 from tests.update.test_update import state
 
-OLD = history.versions()[0]
+OLD = OLDEST
 LAST = Version("100.0")
 CLASHING = "app.py"
 
@@ -208,7 +218,7 @@ BASE = f"src/{PACKAGE}/schemas/base.py"
     ],
     ids=["latin-1", "shift-jis", "odd", "mixed-ends", "separators", "no-end", "marks"],
 )
-@pytest.mark.parametrize("version", history.versions(), ids=str)
+@pytest.mark.parametrize("version", [OLDEST, NEWEST], ids=str)
 def test_bytes_stay_as_they_are(
     version: Version, name: str, content: bytes, render: Render, tmp_path: Path
 ) -> None:
@@ -422,10 +432,18 @@ def moved_and_edited(project: Path) -> None:
     renamed_package(project)
 
 
+MOVES = [renamed_package, flat_layout, renamed_folders, module_to_package, moved_and_edited]
+
+
 @pytest.mark.parametrize(
-    "move", [renamed_package, flat_layout, renamed_folders, module_to_package, moved_and_edited]
+    ("version", "move"),
+    [
+        (version, move)
+        for version in RELEASED
+        for move in MOVES
+        if version in (OLDEST, NEWEST) or move is moved_and_edited
+    ],
 )
-@pytest.mark.parametrize("version", history.versions(), ids=str)
 def test_fixes_arrive_where_the_owner_has_moved_the_code(
     version: Version, move: Edit, render: Render, tmp_path: Path
 ) -> None:
@@ -558,8 +576,9 @@ def test_a_renamed_project(render: Render, tmp_path: Path) -> None:
 
 # Names and places.
 
-NAMES = ["größe", "a b", 'quo"te', "tab\tbreak\nbell\a", "-dash", "co:lon;semi", "$(touch x)`'"]
-NAMES += [os.fsdecode(b"latin-\xe4"), "[glob]*", ":(top)x", "日本語", "\\back\\slash"]
+# Each with several things that git, a shell or a path could take for something else.
+NAMES = ["größe 日本語 a b", "-dash tab\tbreak\nbell\a", ":(top)x [glob]* co:lon;semi"]
+NAMES += ["\\back\\slash quo\"te $(touch x)`'", os.fsdecode(b"latin-\xe4")]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)

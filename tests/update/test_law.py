@@ -8,14 +8,27 @@ from packaging.version import Version
 from infer_scaffold import git
 from infer_scaffold.project import history, questions, template, updating
 from infer_scaffold.project.updating import Kind
-from tests.update.conftest import NEXT, Render, commit, files, render_wanted
-from tests.update.edits import EDITS, Edit, change
+from tests.update.conftest import (
+    NEWEST,
+    NEXT,
+    OLDEST,
+    RELEASED,
+    Render,
+    commit,
+    files,
+    render_wanted,
+)
+from tests.update.edits import EDITS, Edit, change, everything
 
-RELEASED = history.versions()
+CASES = [
+    pytest.param(version, edit, id=f"{version}-{edit.__name__}")
+    for version in RELEASED
+    for edit in EDITS
+    if version in (OLDEST, NEWEST) or edit is everything
+]
 
 
-@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
-@pytest.mark.parametrize("version", RELEASED, ids=str)
+@pytest.mark.parametrize(("version", "edit"), CASES)
 def test_law(version: Version, edit: Edit, render: Render, tmp_path: Path) -> None:
     project = render(tmp_path / "project", version)
     git.make_repository(project, "Generate")
