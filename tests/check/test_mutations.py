@@ -11,6 +11,8 @@ from infer_scaffold.check.config import Config, load
 from infer_scaffold.check.judgement import Profile, Verdict
 from infer_scaffold.checklist import BY_CODE
 from infer_scaffold.project import generate
+from infer_scaffold.project.questions import Answers
+from tests.template.test_boot import name_of
 from tests.template.test_matrix import CHOICES, subsets
 
 
@@ -110,13 +112,13 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("streaming", CHOICES["streaming"])
-@pytest.mark.parametrize("endpoints", subsets(CHOICES["endpoints"]), ids="-".join)
-def test_what_is_generated_follows_the_letter(
-    endpoints: tuple[str, ...], streaming: str, tmp_path: Path
-) -> None:
-    answers = {"project_name": "server", "endpoints": list(endpoints), "streaming": streaming}
-    generate.render(answers, tmp_path / "server")
+VARIANTS: list[Answers] = [{"endpoints": list(some)} for some in subsets(CHOICES["endpoints"])]
+VARIANTS += [{**some, "streaming": "none"} for some in VARIANTS if "chat" in some["endpoints"]]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+def test_what_is_generated_follows_the_letter(variant: Answers, tmp_path: Path) -> None:
+    generate.render({"project_name": "server", **variant}, tmp_path / "server")
 
     report = check(tmp_path / "server", load(tmp_path / "server", profile=Profile.STRICT))
 
