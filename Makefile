@@ -15,6 +15,9 @@ export KUBECTL
 MANIFEST_CHECKS := tests/kubernetes/.venv
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
+# Installations wait for the network, and take one core each.
+MAKEFLAGS += --jobs=2
+
 .PHONY: test lint examples models docs demo speed bench release clean
 
 test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM) $(NGINX) $(PROMETHEUS) \
@@ -98,8 +101,8 @@ $(CHROMIUM):
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive \
 		apt-get install --quiet --yes --no-install-recommends chromium
 
-# Unpacked, and not installed, which would start a service.
-$(NGINX):
+# Unpacked, and not installed, which would start a service. After Chromium: apt does one at a time.
+$(NGINX): | $(CHROMIUM)
 	@command -v apt-get >/dev/null || \
 		{ echo "make test needs nginx: install it, and name it with NGINX=PATH." >&2; exit 1; }
 	$(SUDO) apt-get update --quiet
@@ -109,7 +112,7 @@ $(NGINX):
 
 # The tests of metrics, alerts and the dashboard run Debian's Prometheus, or the one that PROMETHEUS
 # names, with promtool beside it. The package is unpacked: installed, it would start a service.
-$(PROMETHEUS):
+$(PROMETHEUS): | $(NGINX)
 	@command -v apt-get >/dev/null || \
 		{ echo "make test needs Prometheus: install it, and name it with PROMETHEUS=PATH." >&2; exit 1; }
 	$(SUDO) apt-get update --quiet
