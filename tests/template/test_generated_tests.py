@@ -40,14 +40,11 @@ VARIANTS: dict[str, Answers] = {
     "no-streaming": {"endpoints": ["chat"], "streaming": "none"},
 }
 
-
-SHARDS = {"full": 4}
-"""Parts of a project's tests that run on their own, so that all cores have work to the end"""
-
 ONLY_OTHERS = ("no-streaming",)
 """Variants of whose tests of serving/ only those run that are not those of `full`, word by word:
 serving/ is the same in every service, and these tests take minutes."""
 
+SECONDS = 1800
 # A test that hangs shows where, before this process gives up.
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=200")
 
@@ -64,11 +61,11 @@ def run(project: Path, offline: Path, *arguments: str) -> subprocess.CompletedPr
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            timeout=SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired as expired:
-        pytest.fail(f"not through after 600 s:\n{(expired.stdout or b'').decode()}")
+        pytest.fail(f"not through after {SECONDS} s:\n{(expired.stdout or b'').decode()}")
 
 
 @pytest.fixture
@@ -115,12 +112,10 @@ def to_run(module: str, project: Path, full: Path) -> list[str]:
     return [f"{module}::{test}" for test in other_tests(source, other.read_text())]
 
 
-@pytest.mark.parametrize(
-    ("name", "shard"),
-    [(name, shard) for name in VARIANTS for shard in range(SHARDS.get(name, 1))],
-)
+# Each in one process, as the owner runs them: models, services and libraries are loaded once.
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_generated_tests_pass_offline(
-    name: str, shard: int, offline: Path, tmp_path: Path, copy_rendering: CopyRendering
+    name: str, offline: Path, tmp_path: Path, copy_rendering: CopyRendering
 ) -> None:
     project = tmp_path / "project"
     copy_rendering({"project_name": "myserver", **VARIANTS[name]}, project)
@@ -130,9 +125,8 @@ def test_the_generated_tests_pass_offline(
         collected = run(project, offline, *PYTEST, "--collect-only", *modules)
         assert collected.returncode == 0, collected.stdout
         modules = [test for each in modules for test in to_run(each, project, tmp_path / "full")]
-    part = modules[shard :: SHARDS.get(name, 1)]
 
-    result = run(project, offline, *PYTEST, *part)
+    result = run(project, offline, *PYTEST, *modules)
 
     assert result.returncode == 0, result.stdout
 
