@@ -5,8 +5,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,6 +124,22 @@ def delay(owner: Any, method: str, seconds: float) -> None:
         return call(*args, **kwargs)
 
     setattr(owner, method, call_late)
+
+
+@contextmanager
+def held(owner: Any, method: str) -> Iterator[None]:
+    """Makes a blocking method of an object wait for the end of the block."""
+    call, over = getattr(owner, method), threading.Event()
+
+    def call_late(*args: Any, **kwargs: Any) -> Any:
+        over.wait(60)
+        return call(*args, **kwargs)
+
+    setattr(owner, method, call_late)
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def delay_load(registry: Any, id_: str, seconds: float) -> Any:

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
-from ...conftest import delay, delay_load, wait_until
+from ...conftest import delay, delay_load, held, wait_until
 from ...tiny_chat import build_recurrent_model
 
 
@@ -144,36 +145,39 @@ def slow_tokenizer(model: Any, seconds: float) -> None:
 JSON_ANSWER = {"response_format": {"type": "json_object"}}
 
 
-@pytest.mark.parametrize("slow_down", [slow_grammar, slow_tokenizer, slow_inference])
+@pytest.mark.parametrize(
+    ("part", "method"),
+    [("_grammars", "form"), ("_prompts", "encode"), ("_engine._model", "forward")],
+)
 def test_the_deadline_ends_every_wait(
-    make_client: Callable[..., TestClient], slow_down: Callable[[Any, float], None]
+    make_client: Callable[..., TestClient], part: str, method: str
 ) -> None:
     with make_client(request_timeout_seconds=0.5) as client:
         wait_until(lambda: ask(client).status_code == 200)  # loading it takes as long
-        slow_down(registry_of(client).models["tiny-chat"], 1.2)
-        late = ask(client, **JSON_ANSWER)
+        model = registry_of(client).models["tiny-chat"]
+        with held(attrgetter(part)(model), method):
+            late = ask(client, **JSON_ANSWER)
         assert late.status_code == 504
         assert late.json()["error"]["code"] == "timeout"
         assert late.headers["x-should-retry"] == "false"
-        assert late.elapsed.total_seconds() < 1.1
 
 
 def test_a_load_beyond_the_deadline_goes_on(make_client: Callable[..., TestClient]) -> None:
     with make_client(request_timeout_seconds=0.5) as client:
         wait_until(lambda: ask(client).status_code == 200)
         registry = registry_of(client)
-        model = delay_load(registry, "tiny-chat", 1.5)
-        late = ask(client)
+        model = delay_load(registry, "tiny-chat", 0)
+        with held(registry, "_load_blocking"):
+            late = ask(client)
         assert_unavailable(late)
         assert "still being loaded" in late.json()["error"]["message"]
         assert "x-should-retry" not in late.headers
-        assert late.elapsed.total_seconds() < 1.2
         wait_until(lambda: registry.models.get("tiny-chat") is model)
         assert ask(client).status_code == 200
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_one_deadline_for_all_waits(make_client: Callable[..., TestClient], stream: bool) -> None:
+def seconds_of_all_waits(make_client: Callable[..., TestClient], stream: bool) -> float:
+    """The time until a request is refused that waits for everything, with 2 seconds for it."""
     with make_client(request_timeout_seconds=2) as client:
         wait_until(lambda: ask(client).status_code == 200)
         model = delay_load(registry_of(client), "tiny-chat", 0.6)
@@ -182,9 +186,15 @@ def test_one_deadline_for_all_waits(make_client: Callable[..., TestClient], stre
         slow_inference(model, 0.1)
         started = time.monotonic()
         late = ask(client, stream=stream, max_tokens=1000, **JSON_ANSWER)
-        # One that did not count would make it 2.6.
-        assert time.monotonic() - started < 2.5
+        seconds = time.monotonic() - started
         assert "The answer took longer than 2 seconds." in late.text
+        return seconds
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_deadline_for_all_waits(make_client: Callable[..., TestClient], stream: bool) -> None:
+    # One wait that did not count would make it 2.6. A machine is busy at times.
+    assert any(seconds_of_all_waits(make_client, stream) < 2.5 for _ in range(3))
 
 
 def test_the_deadline_counts_the_queue(make_client: Callable[..., TestClient]) -> None:

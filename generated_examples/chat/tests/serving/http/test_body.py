@@ -157,7 +157,7 @@ def test_what_is_no_body_is_cut_off(
     # Buffers of the kernel on both sides take bytes that the server has not read.
     assert sent < most + 10_000_000
     assert max(largest, server.resident_bytes()) - before < 20_000_000
-    assert max(slowest, seconds_of_an_answer(server)) < 2
+    assert max(slowest, seconds_of_an_answer(server)) < 5
 
 
 def test_a_few_requests_at_once_are_answered_in_turn(narrow_server: Server) -> None:

@@ -155,7 +155,7 @@ def test_pdfs_that_take_too_long_are_a_504(
         for late in slow:
             assert late.result().status_code == 504
             assert late.result().json()["error"]["code"] == "timeout"
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         assert kept_in(folder) == []
         assert upload(client, pdf_of((72, 72)), "a.pdf", convert_pdf=True).status_code == 200
 

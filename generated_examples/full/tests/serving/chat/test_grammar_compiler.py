@@ -459,10 +459,10 @@ def test_what_compiles_for_minutes_is_refused(schema: dict[str, Any]) -> None:
         COMPILER.json_schema(schema)
     assert time.monotonic() - started < 12
     # The second time it costs nothing.
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ValueError, match="too complex"):
         COMPILER.json_schema(schema)
-    assert time.monotonic() - started < 0.1
+    assert time.process_time() - started < 0.1
 
 
 @pytest.mark.parametrize(

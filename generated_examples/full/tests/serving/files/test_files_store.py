@@ -187,9 +187,9 @@ async def test_one_of_many_files_costs_little(store: FileStore, folder: Path) ->
     for number in range(10_000):
         other = newest.model_copy(update={"id": f"file-{number:032x}"})
         (folder / "meta" / f"{other.id}.json").write_text(other.model_dump_json())
-    started = time.monotonic()
+    started = time.process_time()
     assert await store.list_files(limit=1, after="file-" + "f" * 32) == ([newest], True)
-    assert time.monotonic() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize("kind", ["folder", "memory"])

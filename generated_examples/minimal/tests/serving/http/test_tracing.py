@@ -143,7 +143,7 @@ def test_a_collector_that_is_away_delays_nothing(
     with make_client() as client:
         assert client.get("/v1/models").status_code == 200
         started = time.monotonic()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 4.5
 
 
 NOTHING = """
