@@ -53,7 +53,7 @@ def _libraries_are_not_searched() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _templates_are_compiled_once() -> Iterator[None]:
+def _renderings_are_quick() -> Iterator[None]:
     """Let all renderings in this process share what takes most of their time.
 
     The code that Jinja compiles follows from the text, its name, the syntax, which is the lexer's,

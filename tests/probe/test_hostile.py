@@ -110,7 +110,7 @@ def test_a_server_that_always_answers_so(
 ) -> None:
     with serving(lambda path, connection: body(connection)) as address:
         outcome = run_bounded(
-            "probe", address, "--timeout", "1", "--max-seconds", "4", "--format", layout,
+            "probe", address, "--timeout", "1", "--max-seconds", "2", "--format", layout,
             "--select", "IS302,IS501,IS7", cwd=tmp_path, seconds=30,
         )  # fmt: skip
 

@@ -44,6 +44,8 @@ def test_the_team_loses_nothing_and_the_service_works(version: object, old_proje
     assert {name: (old_project / name).read_bytes() for name in own} == before
     assert "Field(9000," in (old_project / "src" / "myserver" / "settings.py").read_text()
     assert not (old_project / "deploy").exists()
+    if version not in (NEXT, LATER):
+        return  # The code of what has been released stays as it is.
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_echo.py"],
         cwd=old_project,
