@@ -144,7 +144,7 @@ class Client:
     key: str = ""
 
     async def ask(self, text: str | list[dict[str, str]], tokens: int) -> list[float]:
-        """When each token came, after the time when the request was sent."""
+        """When the request was sent, when each piece of text came, and when the answer ended."""
         messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         body = {
             "model": self.model,
@@ -157,15 +157,22 @@ class Client:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         times = [time.monotonic()]
         async with (
-            httpx2.AsyncClient(base_url=url, headers=headers, timeout=600) as client,
+            httpx2.AsyncClient(
+                base_url=url,
+                headers=headers,
+                timeout=600,
+                verify=False,  # a context takes 50 ms
+            ) as client,
             client.stream("POST", CHAT, json=body) as answer,
         ):
+            text = ""
             async for line in answer.aiter_lines():
-                if '"choices":[{' in line:
+                text = line
+                if '"content":"' in line and '"content":""' not in line:
                     times.append(time.monotonic())
             if answer.status_code != 200:
-                raise RuntimeError(f"status {answer.status_code}")
-        return times
+                raise RuntimeError(f"{answer.status_code}: {text}")
+        return [*times, time.monotonic()]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -202,7 +209,7 @@ def prefix() -> list[Figure]:
         asyncio.run(client.ask(words(rng, 50), 2))
 
         async def first_token(messages: list[dict[str, str]]) -> float:
-            times = await client.ask(messages, 2)
+            times = await client.ask(messages, 8)
             return times[1] - times[0]
 
         ratios = []
@@ -277,9 +284,9 @@ def prompts() -> list[Figure]:
                 reading = asyncio.create_task(client.ask(long, 1))
                 await asyncio.sleep(1)
                 times = await client.ask(short, 1)
-                waited = times[1] - times[0]
+                waited = times[-1] - times[0]
                 times = await reading
-                begin, end = times[0], times[1]
+                begin, end = times[0], times[-1]
                 print(f"read in {end - begin:.1f} s", flush=True)
                 if time.monotonic() - started > 60:
                     print("the streams may have ended before", flush=True)
@@ -332,7 +339,8 @@ def fairness() -> list[Figure]:
             hundred = [asyncio.create_task(one("large")) for _ in range(100)]
             await asyncio.sleep(3)
             seconds = await ten()
-            assert not all(each.done() for each in hundred)
+            if not any(each for each in hundred if not each.done()):
+                raise RuntimeError("the hundred were over before the ten")
             for each in hundred:
                 each.cancel()
             await asyncio.gather(*hundred, return_exceptions=True)
