@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 import httpx2
 import yaml
 
-from bench.serving.environments import FOLDER, PACKAGE, prepare_models
+from bench.serving.environments import FOLDER, PACKAGE, prepare_models, without_windows
 from bench.serving.processes import ROOT, free_port, serving
 from bench.serving.report import machine
 from bench.serving.workload import prompts, seeded, words
@@ -62,6 +62,7 @@ class Fleet:
     port: int
     metrics: list[int]
     """The ports of their metrics"""
+    model: str
 
     def total(self, name: str) -> float:
         """A metric, added up over the replicas."""
@@ -138,7 +139,7 @@ class Bench:
             command += ["-g", "daemon off; pid nginx.pid;"]
             with serving("nginx", command, port, {}, self.project, FOLDER / "logs") as server:
                 server.wait_ready("/health/ready")
-                yield Fleet(port, ports)
+                yield Fleet(port, ports, self.model.name)
 
     @contextmanager
     def ray(self, count: int, router: str = "", **settings: object) -> Iterator[Fleet]:
@@ -157,21 +158,23 @@ class Bench:
         driver = env | {"RAY_memory_monitor_refresh_ms": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         with serving("ray", command, port, driver, self.project, FOLDER / "logs") as server:
             server.wait_ready("/v1/models")
-            yield Fleet(port, list(range(metrics, metrics + count)))
+            yield Fleet(port, list(range(metrics, metrics + count)), self.model.name)
 
 
-async def ask(client: httpx2.AsyncClient, messages: list[dict[str, str]], tokens: int) -> Answer:
+async def ask(
+    fleet: Fleet, client: httpx2.AsyncClient, messages: list[dict[str, str]], tokens: int
+) -> Answer:
     """Streams one answer, which has exactly so many tokens."""
     started = time.monotonic()
     body = {
-        "model": "model",
+        "model": fleet.model,
         "messages": messages,
         "max_tokens": tokens,
         "ignore_eos": True,
         "stream": True,
     }
     first, text = 0.0, ""
-    async with client.stream("POST", CHAT, json=body | {"model": MODEL}) as answer:
+    async with client.stream("POST", CHAT, json=body) as answer:
         async for line in answer.aiter_lines():
             if '"content":"' in line and '"content":""' not in line and not first:
                 first = time.monotonic() - started
@@ -179,9 +182,6 @@ async def ask(client: httpx2.AsyncClient, messages: list[dict[str, str]], tokens
     if answer.status_code != 200 or text != "data: [DONE]":
         raise RuntimeError(f"{answer.status_code}: {text[:300]}")
     return Answer(first, time.monotonic() - started)
-
-
-MODEL = "gemma-3-270m-endless"
 
 
 async def in_parallel(
@@ -215,7 +215,7 @@ def throughput(fleet: Fleet, clients: int, requests: int, key: str) -> tuple[flo
     asked = prompts(("replicas", key), requests)
 
     async def work(client: httpx2.AsyncClient, number: int) -> Answer:
-        return await ask(client, [user(asked[number])], TOKENS)
+        return await ask(fleet, client, [user(asked[number])], TOKENS)
 
     asyncio.run(in_parallel(fleet, clients, work, min(clients, requests)))  # warm
     asked = prompts(("replicas again", key), requests)
@@ -239,7 +239,7 @@ def conversations(fleet: Fleet, *, named: bool) -> dict[str, float]:
         )
         async with named_client:
             for _ in range(TURNS):
-                answers.append(await ask(named_client, messages, 8))
+                answers.append(await ask(fleet, named_client, messages, 8))
                 messages += [
                     {"role": "assistant", "content": words(rng, 60)},
                     user(words(rng, 60)),
@@ -277,7 +277,7 @@ def calibrate(fleet: Fleet, clients: int, count: int) -> float:
     asked, tokens = prompts(("calibrate", clients), count), lengths(count)
 
     async def work(client: httpx2.AsyncClient, number: int) -> float:
-        await ask(client, [user(asked[number])], tokens[number])
+        await ask(fleet, client, [user(asked[number])], tokens[number])
         return time.monotonic()
 
     started = time.monotonic()
@@ -295,7 +295,7 @@ def run_open(fleet: Fleet, arrivals: list[Any]) -> list[Answer]:
 
     async def at(client: httpx2.AsyncClient, number: int) -> Answer:
         await asyncio.sleep(arrivals[number].time)
-        return await ask(client, [user(asked[number])], int(arrivals[number].tokens))
+        return await ask(fleet, client, [user(asked[number])], int(arrivals[number].tokens))
 
     _, answers = asyncio.run(in_parallel(fleet, len(arrivals), at, len(arrivals)))
     return answers
@@ -361,7 +361,7 @@ def scaled(bench: Bench) -> str:
         lines.append(row)
 
     with bench.processes(1) as (port,):
-        add("1 process", Fleet(port, [port]))
+        add("1 process", Fleet(port, [port], bench.model.name))
     for count in (1, 2):
         with bench.nginx(count) as fleet:
             add(f"{count} behind nginx", fleet)
@@ -373,6 +373,7 @@ def scaled(bench: Bench) -> str:
 
 def routed(bench: Bench) -> str:
     """The table of routes for conversations."""
+    bench = replace(bench, model=without_windows(bench.model))
     lines = [
         "| | prompt tokens from the cache | first token, median | p95 |",
         "|---|---|---|---|",

@@ -43,6 +43,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", help="only peers whose name has this in it; may be repeated"
     )
+    parser.add_argument("--kind", choices=ROUNDS, help="chat or embeddings alone, no soak")
     return parser.parse_args()
 
 
@@ -125,13 +126,20 @@ def main() -> None:
     for number in range(rounds):
         results.round = number
         for kind, measure_round in ROUNDS.items():
+            if chosen.kind not in (None, kind):
+                continue
             print(f"{minutes()} round {number + 1} of {rounds}: {kind}", flush=True)
             peers = [peer for peer in usable if peer.kind == kind]
             measure_round(peers, models, work, results)
+        if chosen.kind:
+            save(results, work, everybody, head, quick=True)
+            continue
         ours = next(peer for peer in everybody if peer.name == OURS and peer.kind == "chat")
         print(f"{minutes()} round {number + 1} of {rounds}: cost of a token", flush=True)
         measure.measure_token_cost(ours, models, work, results)
         save(results, work, everybody, head, quick=chosen.quick)
+    if chosen.kind:
+        return
     print(f"{minutes()} memory under many requests", flush=True)
     measure.measure_memory(models, work, results)
     text = save(results, work, everybody, head, quick=chosen.quick)

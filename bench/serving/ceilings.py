@@ -18,6 +18,10 @@ from transformers import (
     GenerationConfig,
 )
 
+NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+DTYPE = torch.bfloat16 if any(map(torch.cpu.get_capabilities().get, NATIVE)) else torch.float32
+"""As the generated service chooses it"""
+
 # As the generated service has them by default.
 PAGE_SIZE = 64
 KV_CACHE_TOKENS = 32768
@@ -39,7 +43,7 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> list[list[int]]:
 
 def load_chat(folder: str) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE).eval()
     return tokenizer, model
 
 
@@ -109,7 +113,7 @@ def encoder(folder: str, texts: list[str], sizes: list[int]) -> dict[str, float]
     Tokenized beforehand; mean pooling and normalization are part of it.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = AutoModel.from_pretrained(folder, dtype=DTYPE).eval()
     encoded = tokenizer(texts, truncation=True, max_length=256)["input_ids"]
     encoded.sort(key=len)
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import venv
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,38 @@ def endless(model: Path, folder: Path) -> Path:
             (folder / path.name).write_text(json.dumps(config))
         else:
             (folder / path.name).symlink_to(path)
+    return folder
+
+
+BUILD_WITHOUT_WINDOWS = """
+import sys, torch
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+source, folder, never = sys.argv[1], sys.argv[2], int(sys.argv[3])
+tokenizer = AutoTokenizer.from_pretrained(source)
+torch.manual_seed(0)
+config = Qwen3Config(
+    vocab_size=len(tokenizer), hidden_size=512, intermediate_size=1536, num_hidden_layers=12,
+    num_attention_heads=8, num_key_value_heads=4, head_dim=64, tie_word_embeddings=True,
+    max_position_embeddings=32768, bos_token_id=2, eos_token_id=never, pad_token_id=0,
+)
+model = Qwen3ForCausalLM(config).bfloat16()
+model.generation_config.eos_token_id = never
+model.save_pretrained(folder)
+tokenizer.save_pretrained(folder)
+"""
+
+
+def without_windows(chat: Path) -> Path:
+    """A model of Qwen3's kind with random weights, and the tokenizer of `chat`.
+
+    Every layer of it sees the whole text. Gemma 3 has layers that see a window, for which
+    transformers shares no prefixes; and random weights take as long as others.
+    """
+    folder = FOLDER / "models" / "without-windows"
+    if not (folder / "tokenizer.json").is_file():
+        arguments = [str(chat), str(folder), str(NEVER)]
+        command = [sys.executable, "-c", BUILD_WITHOUT_WINDOWS, *arguments]
+        subprocess.run(command, check=True)
     return folder
 
 

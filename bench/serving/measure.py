@@ -255,9 +255,10 @@ def measure_embeddings(peer: Peer, server: Server, case: EmbeddingsCase, results
     results.add(peer.name, f"{case.key} texts/s", rate)
     results.add(peer.name, f"{case.key} p50", percentile(totals, 0.5))
     results.add(peer.name, f"{case.key} p95", percentile(totals, 0.95))
+    results.add(peer.name, f"{case.key} p99", percentile(totals, 0.99))
     say(
         f"{case.label}: {rate:6.1f} texts/s, p50 {percentile(totals, 0.5) * 1000:.0f} ms, "
-        f"p95 {percentile(totals, 0.95) * 1000:.0f} ms ({peer.name})"
+        f"p99 {percentile(totals, 0.99) * 1000:.0f} ms ({peer.name})"
     )
 
 
