@@ -2,8 +2,10 @@
 
 import dataclasses
 import gc
+import multiprocessing
 import os
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -158,8 +160,7 @@ def _look_in_processes(
     """Return the services, and the folders that were left when a process ended."""
     found: dict[Path, Service] = {}
     left: list[Path] = []
-    # Syntax trees are large and hold no cycles: the collector would only walk them.
-    with ProcessPoolExecutor(processes, initializer=gc.disable) as pool:
+    with ProcessPoolExecutor(processes, initializer=_begin) as pool:
         jobs = {}
         for folder in folders:
             try:
@@ -172,6 +173,21 @@ def _look_in_processes(
             except BrokenProcessPool:
                 left.append(folder)
     return found, left
+
+
+def _begin() -> None:
+    """Prepare a process of the pool."""
+    # Syntax trees are large and hold no cycles: the collector would only walk them.
+    gc.disable()
+    # It would wait for work for good if this program were killed.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _look(fleet: _Fleet, path: Path) -> Service:
