@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
@@ -152,7 +153,22 @@ def test_rules_that_do_not_end(service: Path, run: Run, monkeypatch: pytest.Monk
     outcome = run("check", str(service))
 
     assert (outcome.code, outcome.out) == (2, "")
-    assert "takes more than 1 s to judge; exclude what is generated" in outcome.err
+    assert "takes more than 1 s of processor time to judge; exclude what is gen" in outcome.err
+
+
+def test_a_wait_for_the_processor_is_no_time_of_the_check(
+    service: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = checker.read
+
+    def waited(*arguments: object) -> object:
+        time.sleep(1.5)
+        return read(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checker, "read", waited)
+    monkeypatch.setattr(checker, "_LONGEST", 1)
+
+    assert run("check", str(service)).err == ""
 
 
 @pytest.mark.parametrize(

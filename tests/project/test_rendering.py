@@ -14,6 +14,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
     **questions.PRESETS,
     "quoted": {"description": 'Says "hello" - é \\o/ {{ x }}', "devices": ["cpu"]},
     "no streams": {"endpoints": ["chat"], "streaming": "none", "devices": ["mps"]},
+    "a name as of a file": {"project_name": "my-batches", "endpoints": ["health"]},
+    "a name as of a folder": {"project_name": "deploy", "devices": ["mps"]},
     "own models": {"chat_model": "/models/chat", "heartbeat_seconds": 0},
 }
 THEIRS = {"custom.py", "custom_settings.py", "docker-setup.sh", ".gitattributes", ANSWERS_FILE}

@@ -162,6 +162,32 @@ def test_a_replica_that_is_killed_takes_only_its_own_along(service: Service) -> 
         assert set(clients.map(lambda _: ask(service.url), range(30))) == {200}
 
 
+def test_a_session_stays_on_its_replica_as_long_as_that_lives(service: Service) -> None:
+    def process(session: str | None) -> int:
+        headers = {"X-Session-ID": session} if session else {}
+        pid: int = httpx2.get(f"{service.url}/health", headers=headers, timeout=30).json()["pid"]
+        return pid
+
+    pids = {replica.process.pid for replica in service.replicas}
+    homes = {session: process(session) for session in map(str, range(16))}
+    assert set(homes.values()) == pids
+    for _ in range(3):
+        assert {session: process(session) for session in homes} == homes
+    assert {process(None) for _ in range(10)} == pids
+
+    dead, alive = service.replicas
+    dead.process.kill()
+    dead.process.wait()
+    assert {process(session) for session in homes} == {alive.process.pid}
+
+
+def test_sessions_are_told_apart_among_the_addresses_of_one_name(service: Service) -> None:
+    # Replicas of compose have one name, and those here a name each. With `consistent` nginx takes
+    # turns among the addresses of a name.
+    text = (service.replicas[0].log.parent / "deploy" / "replicas" / "nginx.conf").read_text()
+    assert "hash $http_x_session_id;" in text
+
+
 def test_an_address_that_a_client_invents_is_not_believed(service: Service) -> None:
     headers = {"X-Forwarded-For": "192.0.2.66"}
     assert httpx2.get(f"{service.url}/v1/models", headers=headers).status_code == 200

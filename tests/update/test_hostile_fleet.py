@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -169,6 +172,26 @@ def test_a_process_that_ends(
     assert [each["path"][-2:] for each in services if each["error"]] == ["s3"]
     assert "the process that judged it ended" in services[0]["error"]
     assert len(services) == survey._FEW + 1
+
+
+def test_a_status_that_is_killed_leaves_no_process(
+    good: Path, render: Render, tmp_path: Path
+) -> None:
+    for number in range(survey._FEW):
+        render(good.parent / f"s{number}", NEWEST, project_name=f"s{number}")
+    status = subprocess.Popen(
+        [sys.executable, "-m", "infer_scaffold", "status", str(good.parent)],
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE,
+    )
+    while not any(tmp_path.glob("cache/**/*.json")):  # a verdict: the processes are at work
+        assert status.poll() is None
+        time.sleep(0.01)
+
+    status.kill()
+
+    # Its processes hold the pipe open as long as they live.
+    assert status.communicate(timeout=30) == (b"", None)
 
 
 def test_another_template(good: Path, render: Render, run: Run) -> None:

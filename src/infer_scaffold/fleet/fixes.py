@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from packaging.version import Version
@@ -29,16 +30,20 @@ class Fix:
 
 def load(file: Path = FILE) -> list[Fix]:
     """Read the fixes of all releases. Raises KeyError for a pattern that does not exist."""
-    recorded = tomllib.loads(file.read_text(encoding="utf-8"))
-    return [
+    return list(_parsed(file.read_text(encoding="utf-8")))
+
+
+@lru_cache(maxsize=1)  # asked for each service of a fleet
+def _parsed(text: str) -> tuple[Fix, ...]:
+    return tuple(
         Fix(
             version=None if each["version"] == UNRELEASED else Version(each["version"]),
             pattern=BY_CODE[each["pattern"]],
             title=each["title"],
             action=each["action"],
         )
-        for each in recorded["fix"]
-    ]
+        for each in tomllib.loads(text)["fix"]
+    )
 
 
 def missing(version: Version, newest: Version) -> list[Fix]:

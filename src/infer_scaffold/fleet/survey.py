@@ -2,15 +2,17 @@
 
 import dataclasses
 import gc
+import multiprocessing
 import os
 import tempfile
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from packaging.version import Version
@@ -20,13 +22,14 @@ from infer_scaffold.checklist import BY_CODE, Pattern, Severity
 from infer_scaffold.errors import UserError
 from infer_scaffold.fleet import fixes, verdicts
 from infer_scaffold.project import history, moves, template
-from infer_scaffold.project.answers_file import ANSWERS_FILE, Project, read, recorded
+from infer_scaffold.project.answers_file import ANSWERS_FILE, Project, project, recorded
 from infer_scaffold.project.moves import Move
 from infer_scaffold.project.questions import Answers
 from infer_scaffold.project.rendering import Renderer
 from infer_scaffold.reading import Unreadable, content
 
 _CORE = "serving"  # below the package
+_PACKAGE = "src/*"  # the folder of any package, as moves.toml names it
 _DEPTH = 3
 _FEW = 8  # services that are looked at in this process
 
@@ -96,10 +99,8 @@ def survey(paths: Iterable[Path]) -> list[Service]:
     with tempfile.TemporaryDirectory(prefix="infer-scaffold-") as temporary:
         released = history.versions()
         for version in released:
-            newest = history.unpack(version, Path(temporary, str(version)))
-        fleet = _Fleet(
-            Path(temporary), tuple(released), tuple(moves.load(newest)), template.address()
-        )
+            history.unpack(version, Path(temporary, str(version)))
+        fleet = _Fleet(Path(temporary), tuple(released), template.address())
         services = _look_at_all(fleet, list(folders))
     verdicts.tidy()
     return sorted(services, key=lambda each: (each.urgency, each.path))
@@ -128,12 +129,15 @@ def _services(path: Path, depth: int) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class _Fleet:
-    """The reference for all services: each version's template, and what has moved since."""
+    """The reference for all services: the folder with each version's template."""
 
     templates: Path
     released: tuple[Version, ...]
-    moves: tuple[Move, ...]
     address: str
+
+    def template(self, at: int) -> Path:
+        """Return the folder of a version's template."""
+        return self.templates / str(self.released[at])
 
 
 def _look_at_all(fleet: _Fleet, folders: list[Path]) -> list[Service]:
@@ -156,8 +160,7 @@ def _look_in_processes(
     """Return the services, and the folders that were left when a process ended."""
     found: dict[Path, Service] = {}
     left: list[Path] = []
-    # Syntax trees are large and hold no cycles: the collector would only walk them.
-    with ProcessPoolExecutor(processes, initializer=gc.disable) as pool:
+    with ProcessPoolExecutor(processes, initializer=_begin) as pool:
         jobs = {}
         for folder in folders:
             try:
@@ -170,6 +173,20 @@ def _look_in_processes(
             except BrokenProcessPool:
                 left.append(folder)
     return found, left
+
+
+def _begin() -> None:
+    """Prepare a process of the pool."""
+    # Syntax trees are large and hold no cycles: the collector would only walk them.
+    gc.disable()
+    # It would wait for work for good if this program were killed.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _look(fleet: _Fleet, path: Path) -> Service:
@@ -190,20 +207,21 @@ def _name(path: Path) -> str:
 def _judged(fleet: _Fleet, path: Path) -> Service:
     record = recorded(path)
     service = Service(path, _name(path))
+    read = cache(content)  # each file once: for the version and for the verdict
     if record["_src_path"] != fleet.address:
         service = dataclasses.replace(service, template=record["_src_path"])
     else:
-        service = _versioned(fleet, service)
+        service = _versioned(fleet, service, project(path, record), read)
     name = record.get("project_name")
     if isinstance(name, str):
         service = dataclasses.replace(service, name=name)
-    return _checked(service)
+    return _checked(service, read)
 
 
-def _checked(service: Service) -> Service:
+def _checked(service: Service, read: Callable[[Path], bytes]) -> Service:
     """Add which patterns it fails, and which file could not be read."""
     try:
-        verdict = verdicts.judge(service.path)
+        verdict = verdicts.judge(service.path, read)
     except UserError as error:
         problem = str(error).replace(f"{service.path}{os.sep}", "")
         return dataclasses.replace(service, error=problem)
@@ -211,19 +229,21 @@ def _checked(service: Service) -> Service:
     return dataclasses.replace(service, failing=failing, error=verdict.unread)
 
 
-def _versioned(fleet: _Fleet, service: Service) -> Service:
+def _versioned(
+    fleet: _Fleet, service: Service, project: Project, read: Callable[[Path], bytes]
+) -> Service:
     """Add the version, and what its files lack of the newest one and differ from their own."""
-    project = read(service.path)
     if project.version not in fleet.released:
-        return _between_releases(fleet, service, project)
+        return _between_releases(fleet, service, project, read)
     source = _Source(fleet, service.path, project.answers)
     claimed = fleet.released.index(project.version)
-    tree = _tree(fleet, service.path, source.rendered(claimed))
+    tree = _tree(fleet, service.path, source.rendered(claimed), read)
     at, older = claimed, list[str]()
-    if any(tree.compare(source.rendered(claimed))):
+    edited, deleted = tree.compare(source.rendered(claimed))
+    if edited or deleted:
         at, older = _contained(source, tree, claimed)
-    rendered = source.rendered(at)
-    edited, deleted = tree.compare(rendered)
+    if at != claimed:
+        edited, deleted = tree.compare(source.rendered(at))
     version = fleet.released[at]
     return dataclasses.replace(
         service,
@@ -234,12 +254,14 @@ def _versioned(fleet: _Fleet, service: Service) -> Service:
         missing=fixes.missing(version, fleet.released[-1]),
         edited=edited,
         deleted=deleted,
-        core=tree.core(rendered),
+        core=tree.core(source.rendered(at), edited, deleted),
         older=[name for name in older if name not in deleted],
     )
 
 
-def _between_releases(fleet: _Fleet, service: Service, project: Project) -> Service:
+def _between_releases(
+    fleet: _Fleet, service: Service, project: Project, read: Callable[[Path], bytes]
+) -> Service:
     """Add what is known of a service that a development version made."""
     if not history.knows(project.version):
         raise UserError(
@@ -248,7 +270,7 @@ def _between_releases(fleet: _Fleet, service: Service, project: Project) -> Serv
     with tempfile.TemporaryDirectory(prefix="infer-scaffold-") as temporary:
         root = history.unpack(project.version, Path(temporary, "template"))
         rendered = Renderer(root).render(project.answers)
-    tree = _tree(fleet, service.path, rendered)
+    tree = _tree(fleet, service.path, rendered, read)
     edited, deleted = tree.compare(rendered)
     return dataclasses.replace(
         service,
@@ -259,7 +281,7 @@ def _between_releases(fleet: _Fleet, service: Service, project: Project) -> Serv
         missing=fixes.missing(project.version, fleet.released[-1]),
         edited=edited,
         deleted=deleted,
-        core=tree.core(rendered),
+        core=tree.core(rendered, edited, deleted),
     )
 
 
@@ -297,9 +319,8 @@ class _Source:
     def rendered(self, at: int) -> dict[str, bytes]:
         """Return the managed files of a version. Raises UserError for answers that give none."""
         if at not in self._rendered:
-            folder = self.fleet.templates / str(self.fleet.released[at])
             try:
-                files = _renderer(folder).render(self.answers)
+                files = _renderer(self.fleet.template(at)).render(self.answers)
             except Exception as error:
                 # Edited answers may cause any error.
                 raise UserError(f"its answers cannot be rendered ({error})") from error
@@ -314,14 +335,29 @@ def _renderer(root: Path) -> Renderer:
     return Renderer(root)
 
 
+@lru_cache
+def _moves(root: Path) -> list[Move]:
+    return moves.load(root)
+
+
+@cache
+def _places(root: Path, name: str) -> list[str]:
+    """Return where the versions since have had a file of the template, the newest first."""
+    return [name, *moves.steps(_moves(root), name)][::-1]
+
+
 @dataclass
 class _Tree:
-    """The files of a service. Those that the template has below `prefix` are below `package`."""
+    """The files of a service. Those that the template has below `prefix` are below `package`.
+
+    `newest` is the folder of the newest template, `content` reads a file.
+    """
 
     path: Path
     prefix: str
     package: str
-    moves: tuple[Move, ...]
+    newest: Path
+    content: Callable[[Path], bytes]
     _read: dict[str, bytes | None] = field(default_factory=dict)
 
     def place(self, name: str) -> str:
@@ -338,9 +374,12 @@ class _Tree:
         """
         if name not in self._read:
             self._read[name] = None
-            for place in reversed([name, *moves.steps(self.moves, name)]):
+            # By what all services have in common: a row of moves.toml names no package.
+            inside = name.removeprefix(f"{self.prefix}/")
+            for place in _places(self.newest, name if inside == name else f"{_PACKAGE}/{inside}"):
                 with suppress(Unreadable):
-                    found = content(self.path / self.place(place))
+                    here = place.replace(_PACKAGE, self.prefix, 1)
+                    found = self.content(self.path / self.place(here))
                     self._read[name] = found.replace(b"\r\n", b"\n")
                     break
         return self._read[name]
@@ -357,16 +396,21 @@ class _Tree:
             (edited if there else deleted).append(self.place(name))
         return sorted(edited), sorted(deleted)
 
-    def core(self, rendered: Mapping[str, bytes]) -> list[str] | None:
+    def core(
+        self, rendered: Iterable[str], edited: list[str], deleted: list[str]
+    ) -> list[str] | None:
         """Return what is edited, gone or added in the folder that is the template's alone."""
-        folder = f"{self.prefix}/{_CORE}/"
-        files = {name: wanted for name, wanted in rendered.items() if name.startswith(folder)}
+        folder = self.place(f"{self.prefix}/{_CORE}")
+        files = {self.place(name) for name in rendered if self.place(name).startswith(f"{folder}/")}
         if not files:
             return None
-        edited, deleted = self.compare(files)
-        here = self.path / self.place(folder)
-        found = {path.relative_to(self.path).as_posix() for path in here.rglob("*.py")}
-        return sorted({*edited, *deleted} | found - {self.place(name) for name in files})
+        found = {
+            Path(below, name).relative_to(self.path).as_posix()
+            for below, _, names in os.walk(self.path / folder)
+            for name in names
+            if name.endswith(".py")
+        }
+        return sorted(files.intersection([*edited, *deleted]) | found - files)
 
     def votes(
         self, old: Mapping[str, bytes], new: Mapping[str, bytes]
@@ -414,7 +458,9 @@ def _lines(text: bytes) -> Counter[bytes]:
     return Counter(filter(None, map(bytes.strip, text.splitlines())))
 
 
-def _tree(fleet: _Fleet, path: Path, rendered: Mapping[str, bytes]) -> _Tree:
+def _tree(
+    fleet: _Fleet, path: Path, rendered: Mapping[str, bytes], read: Callable[[Path], bytes]
+) -> _Tree:
     """Find the package: where it is rendered, or in the folder with most of its files.
 
     The core is not asked: plain copier brings it to where the package was. Raises UserError if
@@ -429,8 +475,9 @@ def _tree(fleet: _Fleet, path: Path, rendered: Mapping[str, bytes]) -> _Tree:
         and not name.startswith(f"{prefix}/{_CORE}/")
     }
     here = sum(os.path.lexists(path / prefix / name) for name in names)
+    newest = fleet.template(-1)
     if 2 * here >= len(names):
-        return _Tree(path, prefix, prefix, fleet.moves)
+        return _Tree(path, prefix, prefix, newest, read)
     folders: Counter[str] = Counter({prefix: here})
     for file, problem in python_files(path):
         parts = file.relative_to(path).parts
@@ -445,4 +492,4 @@ def _tree(fleet: _Fleet, path: Path, rendered: Mapping[str, bytes]) -> _Tree:
             f"its package {prefix} is gone, and no folder holds the files of it: "
             "its version cannot be told"
         )
-    return _Tree(path, prefix, package, fleet.moves)
+    return _Tree(path, prefix, package, newest, read)

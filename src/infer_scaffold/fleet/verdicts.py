@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -35,10 +36,13 @@ class Verdict:
     unread: str
 
 
-def judge(path: Path) -> Verdict:
-    """Return the verdict of `check` on a service. Raises UserError, as `check` does."""
+def judge(path: Path, read: Callable[[Path], bytes] = content) -> Verdict:
+    """Return the verdict of `check` on a service, whose files `read` has read perhaps already.
+
+    Raises UserError, as `check` does.
+    """
     chosen = config.load(path)
-    file = _file(path, chosen)
+    file = _file(path, chosen, read)
     if file is not None:
         known = _read(file)
         if known is not None:
@@ -63,19 +67,19 @@ def _folder() -> Path:
     return platformdirs.user_cache_path("infer-scaffold") / "verdicts"
 
 
-def _file(path: Path, chosen: config.Config) -> Path | None:
+def _file(path: Path, chosen: config.Config, read: Callable[[Path], bytes]) -> Path | None:
     """Return where the verdict on a service is kept; None if a file of it cannot be read."""
     excluded = Excluded(chosen.exclude)
     digest = hashlib.sha256(_judge())
     digest.update(repr((chosen.profile, sorted(chosen.codes), chosen.exclude)).encode())
-    files = [file for file, _ in python_files(path) if file.relative_to(path) not in excluded]
-    baseline = path / accepted.BASELINE_FILE
-    if os.path.lexists(baseline):
-        files.append(baseline)
+    files = [file.relative_to(path) for file, _ in python_files(path)]
+    files = [file for file in files if file not in excluded]
+    if os.path.lexists(path / accepted.BASELINE_FILE):
+        files.append(Path(accepted.BASELINE_FILE))
     try:
         for file in files:
-            text = content(file)
-            name = os.fsencode(file.relative_to(path))
+            text = read(path / file)
+            name = os.fsencode(file)
             digest.update(b"%d %d " % (len(name), len(text)) + name + text)
     except Unreadable:
         return None

@@ -33,7 +33,12 @@ def read(path: Path) -> Project:
 
     Raises UserError if there is none, or if its answers file cannot be read or updated from.
     """
-    record, file = recorded(path), path / ANSWERS_FILE
+    return project(path, recorded(path))
+
+
+def project(path: Path, record: dict[str, Any]) -> Project:
+    """Return the project whose answers file holds a record. Raises UserError as `read` does."""
+    file = path / ANSWERS_FILE
     if not isinstance(record.get("_commit"), str):
         raise UserError(_broken(file, "_commit is missing"))
     try:

@@ -5,7 +5,8 @@ projects, and versions that have most of their files in common. A test holds the
 own.
 """
 
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import CodeType
 from typing import Any
@@ -18,9 +19,18 @@ from pathspec import GitIgnoreSpec
 from infer_scaffold.project.questions import Answers
 
 _SUFFIX = ".jinja"
+_ANY_NAME = "any_name"
 
 _compiled: dict[tuple[str, str], CodeType] = {}
 """By the options of Jinja and the text. Jinja's own caches know a text by its file's path."""
+
+
+@dataclass
+class _Chosen:
+    """The files for some answers: their paths, a line each, and what they are rendered from."""
+
+    paths: Template
+    sources: list[bytes | Template]
 
 
 class Renderer:
@@ -36,25 +46,39 @@ class Renderer:
             **options,
         )
         self._options = repr(sorted(self._config["_envops"].items()))
-        self._spec = lru_cache(GitIgnoreSpec.from_lines)
+        self._choices: dict[str, _Chosen] = {}
 
     def render(self, answers: Answers) -> dict[str, bytes]:
         """Return the files that the template manages, by path: not those written only once."""
         context = self._complete(answers)
+        chosen = self._chosen(context)
+        paths = chosen.paths.render(context).split("\n")
+        return {
+            path: source if isinstance(source, bytes) else source.render(context).encode()
+            for path, source in zip(paths, chosen.sources, strict=True)
+        }
+
+    def _chosen(self, context: Answers) -> "_Chosen":
+        """Return the files for some answers. The names of a project have no part in the choice.
+
+        So that one choice serves a fleet: most of the patterns hold the name of the package, and
+        there are a hundred of them.
+        """
+        named = {**context, "project_name": _ANY_NAME, "package_name": _ANY_NAME}
         # As a new project: the re-exports of older ones do not count as edits.
-        patterns = (each.render(context, _copier_operation="copy") for each in self._excluded)
-        excluded = self._spec(tuple("\n".join(patterns).splitlines()))
-        theirs = self._spec(tuple(self._config.get("_skip_if_exists", ())))
-        files = {}
-        for path, source in self._files:
-            target = path.render(context)
-            if excluded.match_file(target) or theirs.match_file(target):
-                continue
-            if isinstance(source, bytes):
-                files[target] = source
-            else:
-                files[target] = source.render(context).encode()
-        return files
+        patterns = (each.render(named, _copier_operation="copy") for each in self._excluded)
+        lines = "\n".join(patterns)
+        if lines not in self._choices:
+            excluded = GitIgnoreSpec.from_lines(lines.splitlines())
+            theirs = GitIgnoreSpec.from_lines(self._config.get("_skip_if_exists", ()))
+            paths, sources = [], []
+            for path, source in self._files:
+                target = self._template(path).render(named)
+                if not excluded.match_file(target) and not theirs.match_file(target):
+                    paths.append(path)
+                    sources.append(source)
+            self._choices[lines] = _Chosen(self._template("\n".join(paths)), sources)
+        return self._choices[lines]
 
     def _complete(self, answers: Answers) -> dict[str, Any]:
         """Add the defaults of what was not asked to the answers."""
@@ -73,9 +97,9 @@ class Renderer:
         return [self._template(pattern) for pattern in self._config["_exclude"]]
 
     @cached_property
-    def _files(self) -> list[tuple[Template, bytes | Template]]:
-        """The path of each file in a project, and its content, or what that is rendered from."""
-        found: list[tuple[Template, bytes | Template]] = []
+    def _files(self) -> list[tuple[str, bytes | Template]]:
+        """The path of each file as the template has it, and its content, or what renders that."""
+        found: list[tuple[str, bytes | Template]] = []
         for file in sorted(path for path in self._folder.rglob("*") if path.is_file()):
             name = file.relative_to(self._folder).as_posix()
             if "_copier_conf" in name or "{% yield" in name:
@@ -84,7 +108,7 @@ class Renderer:
             content: bytes | Template = file.read_bytes()
             if name.endswith(_SUFFIX):
                 content = self._template(file.read_text(encoding="utf-8"))
-            found.append((self._template(target), content))
+            found.append((target, content))
         return found
 
     def _template(self, text: str) -> Template:

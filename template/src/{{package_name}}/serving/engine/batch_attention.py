@@ -179,9 +179,10 @@ def attend_by_sequence(
     """
     step_cache, layer = step_cache_var.get(), cast(int, module.layer_idx)
     if step_cache is None:
-        return sdpa_attention_forward(
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
+        return plain
     if cache is not None:
         key, value = cache.update(key, value, layer, kwargs)
     layout = step_cache.layout(layer)
@@ -192,9 +193,9 @@ def attend_by_sequence(
         count, rows = len(group.keys), len(group.keys) * group.queries
         mask = layout.mask(number, sliding_window, query.dtype)
         output = attend(
-            queries[:, first_query : first_query + rows].unflatten(1, (count, -1)),
-            key[0, :, first_key : first_key + group.padded].unflatten(1, (count, -1)),
-            value[0, :, first_key : first_key + group.padded].unflatten(1, (count, -1)),
+            split(queries[:, first_query : first_query + rows], count),
+            split(key[0, :, first_key : first_key + group.padded], count),
+            split(value[0, :, first_key : first_key + group.padded], count),
             mask,
             is_causal=group.is_causal(sliding_window),
             scaling=scaling,
@@ -206,6 +207,11 @@ def attend_by_sequence(
     if layout.order is not None:
         together = torch.empty_like(together).index_copy_(0, layout.order, together)
     return together[None], None
+
+
+def split(rows: Tensor, count: int) -> Tensor:
+    """[H, B · N, D] → [H, B, N, D]."""
+    return rows.view(len(rows), count, -1, rows.size(-1))
 
 
 def attend(

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ CHUNK_SIZE = 1024 * 1024
 CONCURRENT_READS = 32
 MAX_KNOWN = 20_000
 """Files whose metadata is in memory, a few hundred bytes each"""
+MAX_PLACES = 20_000
+"""Ids that are in memory as places where a part of a list may begin"""
 PARTS_IN_FLIGHT = 2
 """Of 5 MiB each: what an upload holds in memory."""
 
@@ -94,6 +97,8 @@ class FileStore:
             self.objects = from_url(url)
         self._known: dict[str, bytes] = {}
         """Metadata by id, the one that was read first first"""
+        self._places: list[str] = []
+        """Ids that a bucket has listed, in their order"""
 
     async def save(
         self,
@@ -277,20 +282,21 @@ class FileStore:
     async def _newest_ids(self, after: str | None, count: int) -> AsyncGenerator[list[str]]:
         """The files before `after`, newest first, in portions of about so many.
 
-        A bucket lists the oldest first, and a thousand at a time. Ids that are known tell where a
-        portion may begin; what is in it, the store says.
+        A bucket lists the oldest first, and a thousand at a time. Ids that it has listed tell where
+        a portion may begin; what is in it, the store says.
         """
         if self.folder is not None:
             yield sorted(await self._folder_ids(before=after), reverse=True)
             return
-        known = sorted(id_ for id_ in self._known if after is None or id_ < after)
         while True:
-            first = known[-count - 1] if len(known) > count else None
+            end = len(self._places) if after is None else bisect_left(self._places, after)
+            begin = end - count - 1
+            first = self._places[begin] if begin > 0 else None
             portion = [id_ async for ids in self._listed(first, after) for id_ in ids]
-            yield sorted(portion, reverse=True)
+            yield portion[::-1]
             if first is None:
                 return
-            known, after = known[: -count - 1], first
+            after = first
 
     async def _oldest_ids(self, after: str | None) -> AsyncGenerator[list[str]]:
         """The files behind `after`, oldest first, in portions."""
@@ -307,9 +313,18 @@ class FileStore:
         async for objects in obstore.list(self.objects, "meta", offset=offset):
             names = [object_["path"].split("/")[1].removesuffix(".json") for object_ in objects]
             ids = [name for name in names if FILE_ID.fullmatch(name)]
+            self._note(ids)
             yield [id_ for id_ in ids if end is None or id_ < end]
             if end is not None and ids and ids[-1] >= end:
                 return
+
+    def _note(self, ids: list[str]) -> None:
+        """Keeps ids that follow each other in the bucket."""
+        if ids:
+            begin, end = bisect_left(self._places, ids[0]), bisect_right(self._places, ids[-1])
+            self._places[begin:end] = ids
+            if len(self._places) > MAX_PLACES:
+                del self._places[::2]
 
     async def _folder_ids(self, before: str | None = None, behind: str | None = None) -> list[str]:
         # The names alone: obstore looks at each file, which takes ten times as long.
