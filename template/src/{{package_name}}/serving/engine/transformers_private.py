@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Thread
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -278,7 +278,7 @@ def prepare_graphs(processor: ContinuousBatchProcessor, sampler: StepSampler) ->
         sampler.asynchronous = True
 
 
-IOs = ContinuousBatchingIOs | ContinuousBatchingAsyncIOs
+IOs: TypeAlias = ContinuousBatchingIOs | ContinuousBatchingAsyncIOs
 
 
 def device_ios(ios: IOs) -> list[ContinuousBatchingIOs]:
@@ -464,7 +464,9 @@ def varlen_attention(
     if cache is not None:
         key, value = cache.update(key, value, cast(int, module.layer_idx), kwargs)
     output = varlen_attn(
-        *(each[0].transpose(0, 1) for each in (query, key, value)),
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         kwargs["cu_seq_lens_q"],
         kwargs["cu_seq_lens_k"],
         kwargs["max_length_q"],
@@ -474,6 +476,7 @@ def varlen_attention(
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
         enable_gqa=True,
     )
+    assert isinstance(output, Tensor)  # without the sums of scores, which were not asked for
     return output.unsqueeze(0), None
 
 
@@ -630,7 +633,9 @@ def marked(tokens: list[int], group: int) -> list[int]:
 
 def step_requests(manager: ContinuousBatchingManager) -> list[FutureRequestState]:
     """The requests of the present step."""
-    return host_io(_processor(manager).inputs_and_outputs).requests_in_batch
+    io = host_io(_processor(manager).inputs_and_outputs)
+    requests: list[FutureRequestState] = io.requests_in_batch
+    return requests
 
 
 def settle(manager: ContinuousBatchingManager) -> None:

@@ -20,7 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .adapter_mix import AdapterMix
 from .continuous import PAGE_SIZE, CheckSequence, ContinuousBatchingEngine
 from .sampling import SamplingState
-from .sampling_params import SamplingParams
+from .sampling_params import SamplingOptions, SamplingParams
 from .transformers_private import cache_of, key_value_width, makes_wanted_logits
 
 CAPS = ("attn_logit_softcap", "attn_softcap", "attention_logit_cap")
@@ -49,7 +49,7 @@ and `known_obstacle` knows the models that have theirs under another name.
 """
 
 GRAPH_TOKENS = 8
-GRAPH_SAMPLING: list[dict[str, float]] = [
+GRAPH_SAMPLING: list[SamplingOptions] = [
     {"temperature": 0.0},
     {"temperature": 1.0},
     {"temperature": 1.0, "top_p": 0.9},
