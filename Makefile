@@ -18,7 +18,7 @@ SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 # Installations wait for the network, and take one core each.
 MAKEFLAGS += --jobs=2
 
-.PHONY: test lint examples models docs demo speed bench release clean
+.PHONY: test lint examples models docs demo speed bench gpu-bundle gpu release clean
 
 test: lint $(OLDER_CLIENT)/.installed $(NODE_MODULES) $(CHROMIUM) $(NGINX) $(PROMETHEUS) \
 		$(KUBECTL) $(MANIFEST_CHECKS)/.installed
@@ -55,6 +55,15 @@ speed: $(INSTALLED)
 # Takes half an hour of an idle machine. BENCH=--quick shows in a few minutes that all of it works.
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.serving $(BENCH)
+
+# What only a GPU can show. gpu-bundle writes, where there is a network, a folder with wheels, the
+# rendered project and tiny models; gpu runs it, there or on the machine to which it was copied.
+GPU_BUNDLE ?= .gpu-bundle
+gpu-bundle: $(INSTALLED)
+	$(BIN)/python -m bench.gpu.bundle $(GPU_BUNDLE) $(GPU)
+
+gpu:
+	$(PYTHON) -m bench.gpu --bundle $(GPU_BUNDLE) $(GPU)
 
 # make release VERSION=x.y.z: tests, changelog, version, history and tag. Nothing is pushed.
 release: test

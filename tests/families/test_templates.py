@@ -121,10 +121,15 @@ def make_model(engine: Any, package: SimpleNamespace, name: str, **options: Any)
 def script(monkeypatch: pytest.MonkeyPatch, package: SimpleNamespace, tokens: list[int]) -> None:
     """Lets the model write these tokens and end, as far as the grammar allows it."""
 
-    def adjust_to_script(state: Any, logits: Tensor) -> None:
+    def adjust_to_script(state: Any, row: int, adjustments: Any) -> None:
         place = state.position
-        logits[tokens[place] if place < len(tokens) else END_IDS[0]] += 1000
-        package.adjust(state, logits)
+        token = tokens[place] if place < len(tokens) else END_IDS[0]
+
+        def write(logits: Tensor) -> None:
+            logits[token] += 1000
+
+        adjustments.watch(row, write)
+        package.adjust(state, row, adjustments)
 
     monkeypatch.setattr(package.SamplingState, "adjusts", True)
     monkeypatch.setattr(package.SamplingState, "adjust", adjust_to_script)

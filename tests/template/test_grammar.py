@@ -163,11 +163,12 @@ class RandomModel:
         self.end = self.tokenizer.eos_token_id
         self.width = width
         self.compiler = grammar.GrammarCompiler(self.tokenizer, width, [self.end])
+        self.mask_tokens = importlib.import_module("serving.engine.grammar").mask_tokens
         self.closing = set(self.tokenizer.convert_tokens_to_ids(['"', "}", "]"])) | {self.end}
 
     def allowed(self, matcher: Any) -> list[int]:
         scores = self.torch.zeros(self.width)
-        matcher.mask(scores)
+        self.mask_tokens([scores], [matcher.bits()])
         return self.torch.isfinite(scores).nonzero().flatten().tolist()
 
     def answer(self, grammar: Any, draw: random.Random, limit: int = 200) -> str | None:

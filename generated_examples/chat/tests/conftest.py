@@ -47,7 +47,7 @@ def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     from .tiny_chat import build_chat_model
 
     return {
-        "device": "cpu",
+        "device": os.environ.get("TEST_DEVICE", "cpu"),
         "dtype": "float32",
         "chat_model": str(build_chat_model(folder / "tiny-chat")),
         "kv_cache_tokens": 4096,

@@ -45,7 +45,7 @@ def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     from .tiny_embeddings import build_embeddings_model
 
     return {
-        "device": "cpu",
+        "device": os.environ.get("TEST_DEVICE", "cpu"),
         "dtype": "float32",
         "embeddings_model": str(build_embeddings_model(folder / "tiny-embeddings")),
     }

@@ -43,7 +43,7 @@ def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings that make the service run on tiny models and in a folder of its own."""
     folder = tmp_path_factory.mktemp("service")
     return {
-        "device": "cpu",
+        "device": os.environ.get("TEST_DEVICE", "cpu"),
         "dtype": "float32",
         "files_url": (folder / "files").as_uri(),
     }

@@ -42,7 +42,7 @@ def anyio_backend() -> str:
 def tiny_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings that make the service run on tiny models and in a folder of its own."""
     return {
-        "device": "cpu",
+        "device": os.environ.get("TEST_DEVICE", "cpu"),
         "dtype": "float32",
     }
 

@@ -121,6 +121,12 @@ class Settings(CustomSettings):
     kv_cache_tokens: int = Field(
         32768, ge=256, description="Tokens that the KV cache holds, for all sequences together"
     )
+    attention: Literal["auto", "sdpa", "flash"] = Field(
+        "auto", description="Attention of the chat model; auto: flash where it works, else sdpa"
+    )
+    cuda_graphs: bool = Field(
+        False, description="Run steps in CUDA graphs, each prepared while the last one is computed"
+    )
     max_thinking_tokens: int = Field(
         0, ge=0, description="Tokens of a thought after which the answer has to begin; 0: no limit"
     )

@@ -23,7 +23,7 @@ from chat_server.serving.chat.grammar_compiler import (
 )
 from chat_server.serving.chat.options import OutputFormat
 from chat_server.serving.chat.schema_relaxing import DROPPED, FORMATS
-from chat_server.serving.engine.grammar import Grammar, GrammarMatcher
+from chat_server.serving.engine.grammar import Grammar, GrammarMatcher, mask_tokens
 
 from ...tiny_chat import build_tokenizer
 
@@ -70,7 +70,7 @@ SPECIAL = ToolLayout(
 
 def allowed(matcher: GrammarMatcher) -> set[int]:
     scores = torch.zeros(VOCABULARY)
-    matcher.mask(scores)
+    mask_tokens([scores], [matcher.bits()])
     return set(torch.isfinite(scores).nonzero().flatten().tolist())
 
 
@@ -84,7 +84,7 @@ def random_answer(grammar: Grammar, seed: int, limit: int = 300) -> str | None:
             return None
         scores = torch.randn(VOCABULARY, generator=generator)
         scores[CLOSING] += 4.0
-        matcher.mask(scores)
+        mask_tokens([scores], [matcher.bits()])
         tokens.append(int(torch.multinomial(scores.softmax(-1), 1, generator=generator)))
         matcher.accept(tokens[-1])
     assert matcher.finished and not matcher.failed

@@ -135,13 +135,10 @@ def test_a_model_that_fails(
         client.post("/v1/chat/completions", json=body())
         engine = app.state.registry.models[MODEL]._engine
 
-        def fail(logits: torch.Tensor) -> None:
+        def fail(logits: torch.Tensor, numbers: torch.Tensor) -> None:
             raise RuntimeError("broken")
 
-        monkeypatch.setattr(engine, "_sample", fail)
-        monkeypatch.setattr(engine._manager.logit_processor, "_sample", fail, raising=False)
-        for processor in engine._manager.logit_processor.logits_processor:
-            monkeypatch.setattr(processor, "_sample", fail)
+        monkeypatch.setattr(engine._manager.logit_processor.step, "sample", fail)
         assert client.post("/v1/chat/completions", json=body()).status_code == 503
         assert samples(client, MODEL)["vllm:request_success_total error"] == 1
 

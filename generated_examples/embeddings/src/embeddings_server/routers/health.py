@@ -18,6 +18,13 @@ class LoadedModel(BaseModel):
         None, description="continuous: requests share a batch; sequential: one at a time"
     )
     engine_reason: str | None = Field(None, description="Why requests do not share a batch")
+    attention: str | None = Field(
+        None, description="Attention it computes with: flash, sdpa, eager"
+    )
+    attention_reason: str | None = Field(None, description="Why it computes with this attention")
+    cuda_graphs: Literal["on", "off"] | None = Field(
+        None, description="Whether its steps run in CUDA graphs, where requests allow it"
+    )
     quantization: str | None = Field(None, description="Method that its weights are quantised with")
 
 

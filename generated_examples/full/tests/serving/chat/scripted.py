@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from full_server.serving.engine.adjustments import Adjustments
 from full_server.serving.engine.sampling import SamplingState
 
 ADJUST = SamplingState.adjust
@@ -21,9 +22,14 @@ def script(
     tokens = list(tokenizer.encode(text, add_special_tokens=False))
     end = tokenizer.eos_token_id
 
-    def adjust_to_script(state: SamplingState, logits: Tensor) -> None:
-        logits[tokens[state.position] if state.position < len(tokens) else end] += 1000
-        ADJUST(state, logits)
+    def adjust_to_script(state: SamplingState, row: int, adjustments: Adjustments) -> None:
+        token = tokens[state.position] if state.position < len(tokens) else end
+
+        def write(logits: Tensor) -> None:
+            logits[token] += 1000
+
+        adjustments.watch(row, write)
+        ADJUST(state, row, adjustments)
 
     monkeypatch.setattr(SamplingState, "adjusts", True)
     monkeypatch.setattr(SamplingState, "adjust", adjust_to_script)

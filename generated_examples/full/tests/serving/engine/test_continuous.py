@@ -8,21 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from full_server.serving.chat.chat_model import ChatModel
 from full_server.serving.chat.options import ChatOptions
 from full_server.serving.chat.prompt import ChatPrompt
 from full_server.serving.deadline import Deadline
+from full_server.serving.engine import transformers_private
+from full_server.serving.engine.acceleration import Acceleration
 from full_server.serving.engine.base_engine import TokenStream
-from full_server.serving.engine.continuous import ContinuousBatchingEngine
+from full_server.serving.engine.continuous import PLAIN, ContinuousBatchingEngine
 from full_server.serving.engine.sampling_params import SamplingParams
-from full_server.serving.engine.transformers_private import step_limits
+from full_server.serving.engine.transformers_private import VARLEN, step_limits
 from full_server.serving.models.device import Device
 from full_server.serving.models.model_errors import InvalidInput, Unavailable
 from full_server.settings import Settings
 
 from ...tiny_chat import build_chat_model, build_recurrent_model
+from .flash_stand_in import lengths_attention
 
 pytestmark = pytest.mark.anyio
 
@@ -317,3 +320,36 @@ async def test_a_token_that_the_model_lacks_fails_its_request_alone(
         assert model.alive
     finally:
         model.unload()
+
+
+@pytest.mark.parametrize("sliding_window", [None, 24])
+async def test_flash_attention_is_asked_for_the_same_as_any_other(
+    sliding_window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch has it on GPUs alone; here another function with the same parameters stands in."""
+    monkeypatch.setattr(transformers_private, "varlen_attn", lengths_attention)
+    torch.manual_seed(1)
+    model = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=300,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            sliding_window=sliding_window,
+        )
+    ).eval()
+    expected, actual = [], []
+    for answers, acceleration in (
+        (expected, PLAIN),
+        (actual, Acceleration("flash", "of this test", VARLEN)),
+    ):
+        engine = start(model, acceleration=acceleration)
+        try:
+            streams = [submit(engine, prompt, greedy()) for prompt in PROMPTS]
+            answers += await asyncio.gather(*map(collect, streams))
+        finally:
+            engine.stop()
+    assert engine.attention == "flash"
+    assert actual == expected

@@ -31,15 +31,20 @@ PROMPT = [5, 6, 7]
 class Steps:
     """Records what the sampler is told, and always samples token 9."""
 
+    kind = (1,)
+
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.widths: list[int] = []
+        self.numbers: list[list[int]] = []
 
-    def begin(self, rows: Sequence[Row]) -> None:
+    def begin(self, rows: Sequence[Row]) -> Tensor:
         self.rows += rows
+        return torch.tensor([[len(rows)] * len(rows), [7] * len(rows)], dtype=torch.int32)
 
-    def sample(self, logits: Tensor) -> None:
+    def sample(self, logits: Tensor, numbers: Tensor) -> None:
         self.widths.append(logits.size(0))
+        self.numbers.append(numbers[:, 0].tolist())
         logits[:, 9] = torch.inf
 
 
@@ -61,7 +66,6 @@ def manager(model: LlamaForCausalLM, steps: Steps) -> Iterator[ContinuousBatchin
         num_blocks=8,
         max_batch_tokens=64,
         max_requests_per_batch=4,
-        per_request_processors=True,
         use_cuda_graph=False,
         use_async_batching=False,
     )
@@ -69,7 +73,7 @@ def manager(model: LlamaForCausalLM, steps: Steps) -> Iterator[ContinuousBatchin
         model,
         GenerationConfig(do_sample=False, eos_token_id=[0]),
         config,
-        StepSampler(steps.begin, steps.sample),
+        StepSampler(steps, 2),
     )
     transformers_private.allocate_cache(manager)
     yield manager
@@ -87,13 +91,13 @@ def complete(manager: ContinuousBatchingManager, tokens: int = 4) -> list[int]:
 
 
 def test_the_sampler_sees_each_step_and_decides(
-    model: LlamaForCausalLM, manager: ContinuousBatchingManager, steps: Steps
+    manager: ContinuousBatchingManager, steps: Steps
 ) -> None:
-    assert "_get_logits_processor" not in vars(model)
     manager.start()
     assert complete(manager) == [9, 9, 9, 9]
-    assert steps.rows == [("a", [9] * n) for n in range(4)]
+    assert steps.rows == [("a", [9] * n, 0) for n in range(4)]
     assert all(width >= 1 for width in steps.widths)
+    assert steps.numbers == [[1, 7]] * 4
 
 
 def test_the_cache_holds_what_it_says(manager: ContinuousBatchingManager) -> None:
@@ -144,7 +148,7 @@ def test_requests_are_requeued_with_their_tokens(
     transformers_private.wrap_step(manager, wrapper)
     manager.start()
     assert complete(manager) == [9, 9, 9, 9]
-    assert steps.rows[-1] == ("a", [9, 9, 9])
+    assert steps.rows[-1] == ("a", [9, 9, 9], 0)
 
 
 def test_one_request_fails_alone(manager: ContinuousBatchingManager) -> None:

@@ -244,6 +244,9 @@ class ChatModel(Model):
         return {
             "engine": "sequential" if reason else "continuous",
             "engine_reason": reason,
+            "attention": self._engine.attention,
+            "attention_reason": self._engine.attention_reason,
+            "cuda_graphs": "on" if self._engine.cuda_graphs else "off",
             "quantization": self._quantization,
         }
 

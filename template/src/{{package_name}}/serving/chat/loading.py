@@ -12,6 +12,13 @@ from transformers import PreTrainedTokenizerFast
 from transformers.modeling_utils import PreTrainedModel
 
 from ...settings import Settings
+from ..engine.acceleration import (
+    Acceleration,
+    ModelFacts,
+    facts_of_device,
+    facts_of_model,
+    resolve,
+)
 from ..engine.adapter_mix import AdapterMix
 from ..engine.base_engine import Engine
 from ..engine.continuous import ContinuousBatchingEngine
@@ -20,6 +27,7 @@ from ..engine.self_check import (
     CHECKED_ADAPTERS,
     abridged,
     check_batch,
+    check_graphs,
     fit_tokens,
     known_obstacle,
     make_check_sequences,
@@ -70,6 +78,7 @@ def load_chat_model(
 
     Raises what `read_chat_model` raises.
     """
+    refuse_settings(settings, device)
     weights = read_chat_model(
         path,
         device,
@@ -93,6 +102,13 @@ def load_chat_model(
     )
 
 
+def refuse_settings(settings: Settings, device: Device) -> None:
+    """Raises SourceError for what can work with no model on this device, before one is read."""
+    model = ModelFacts(dtype=torch.bfloat16)
+    facts = facts_of_device(device.torch_device)
+    resolve(settings.attention, settings.cuda_graphs, facts, model)
+
+
 def make_engine(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -100,19 +116,36 @@ def make_engine(
     settings: Settings,
     adapters: AdapterMix | None = None,
 ) -> Engine:
-    """Continuous batching where the model has proved to be right in it, else one at a time."""
+    """Continuous batching where the model has proved to be right in it, else one at a time.
+
+    Raises SourceError where the settings ask for an attention or for graphs that cannot work.
+    """
+    facts = facts_of_model(model, adapters=bool(adapters and adapters.count))
+    device = facts_of_device(model.device)
+    chosen = resolve(settings.attention, settings.cuda_graphs, device, facts)
+    asked = settings.cuda_graphs or settings.attention == "flash"
     reason = known_obstacle(model.config)
-    if reason is None:
-        attention = attention_of(model)
+    attention = attention_of(model)
+    ways = [] if reason else [chosen]
+    while ways:
+        way = ways.pop()
         try:
-            return checked_engine(model, tokenizer, eos_token_ids, settings, adapters)
+            engine = checked_engine(model, tokenizer, eos_token_ids, settings, adapters, way)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # any error: one request at a time may still work
             reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        else:
+            log_engine(model, engine)
+            return engine
         gc.collect()  # the engine that failed is in cycles, and so is its KV cache
         if attention_of(model) != attention:
             model.set_attn_implementation(attention)
+        if way.attention == "flash" and not asked:
+            ways.append(Acceleration("sdpa", f"flash attention failed its check: {reason}"))
+    if asked:
+        setting = "INFER_CUDA_GRAPHS=true" if settings.cuda_graphs else "INFER_ATTENTION=flash"
+        raise SourceError(f"{setting} does not work with this model: {reason}", "unset it")
     name = type(model).__name__
     logger.warning("%s cannot be batched (%s): one request at a time", name, reason)
     text_config = model.config.get_text_config()
@@ -127,12 +160,19 @@ def make_engine(
     )
 
 
+def log_engine(model: PreTrainedModel, engine: ContinuousBatchingEngine) -> None:
+    name, attention, reason = type(model).__name__, engine.attention, engine.attention_reason
+    steps = "in CUDA graphs, asynchronous" if engine.cuda_graphs else "without CUDA graphs"
+    logger.info("%s: attention %s (%s), steps %s", name, attention, reason, steps)
+
+
 def checked_engine(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     eos_token_ids: Sequence[int],
     settings: Settings,
     adapters: AdapterMix | None,
+    acceleration: Acceleration,
 ) -> ContinuousBatchingEngine:
     """Raises whatever transformers raises for a model that cannot be batched, and what `check_batch`
     raises for one that answers otherwise in a batch.
@@ -146,6 +186,8 @@ def checked_engine(
         # before the engine changes the attention
         passes = [plain_pass(model, each, adapters) for each in texts]
         plain_seconds = time.monotonic() - started
+    if passes[0].kv_width is not None and acceleration.attention == "flash":
+        raise RuntimeError("its keys and values have several shapes, which flash attention lacks")
     engine = ContinuousBatchingEngine(
         model,
         eos_token_ids=eos_token_ids,
@@ -155,6 +197,7 @@ def checked_engine(
         stall_seconds=settings.stall_seconds,
         adapters=adapters,
         kv_width=passes[0].kv_width,
+        acceleration=acceleration,
     )
     sequences = [each for text in texts for each in text]
     started = time.monotonic()
@@ -163,6 +206,8 @@ def checked_engine(
             expected = torch.cat([each.logits for each in passes])
             dtype = rounding_dtype(model)
             check_batch(engine, sequences, expected, dtype=dtype, plain_seconds=plain_seconds)
+        if engine.cuda_graphs:
+            check_graphs(engine, tokens)
     except BaseException:
         engine.discard()
         raise

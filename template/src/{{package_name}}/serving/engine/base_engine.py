@@ -117,6 +117,18 @@ class Engine(Protocol):
         """The reason why it generates one sequence at a time; None for an engine that batches"""
 
     @property
+    def attention(self) -> str:
+        """The attention that the model is computed with: flash, sdpa or eager"""
+
+    @property
+    def attention_reason(self) -> str:
+        """Why this attention"""
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Steps run in CUDA graphs, where their requests allow it."""
+
+    @property
     def alive(self) -> bool:
         """False when the thread that computes has died."""
 

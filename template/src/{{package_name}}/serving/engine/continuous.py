@@ -5,6 +5,7 @@ import ctypes
 import logging
 import math
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,20 +20,25 @@ from transformers.modeling_utils import PreTrainedModel
 from ..models.model_errors import Unavailable
 from ..models.request_metrics import Load
 from ..threads import WorkThread
+from .acceleration import Acceleration
 from .adapter_mix import AdapterMix
+from .adjustments import Adjustments
 from .base_engine import TokenStream
+from .batch_step import BatchStep
 from .engine_metrics import EngineMeter
 from .oom_retry import install_oom_retry
-from .sampling import SamplingState, sample_into_logits
+from .row_sampling import PARAMETERS
+from .sampling import SamplingState
 from .sampling_params import SamplingParams
 from .stall import StallWatch
 from .step_plan import Candidate, PromptBudget, choose
 from .transformers_private import (
+    CAPPED,
     GenerationOutput,
     RequestState,
-    Row,
     StepSampler,
     allocate_cache,
+    attention_of,
     cache_share,
     choose_requests,
     generates,
@@ -61,8 +67,8 @@ PAGE_SIZE = 64
 STOP_SECONDS = 5.0
 """Time that the thread of an engine that failed gets to end, and again after it was interrupted"""
 
-CANCELLED = SamplingState(SamplingParams(max_tokens=0, temperature=0.0), [], [], [])
-"""State of a request that was cancelled while its step was prepared: its token is dropped"""
+
+PLAIN = Acceleration("sdpa", "nothing else was asked for")
 
 
 class CheckSequence(SamplingState):
@@ -79,9 +85,12 @@ class CheckSequence(SamplingState):
     def adjusts(self) -> bool:
         return True
 
-    def adjust(self, logits: Tensor) -> None:
+    def adjust(self, row: int, adjustments: Adjustments) -> None:
+        adjustments.watch(row, self._keep)
+        adjustments.force(row, self.answer[self.position])
+
+    def _keep(self, logits: Tensor) -> None:
         self._logits[self.position] = logits.clone()
-        logits[self.answer[self.position]] = torch.inf
 
     def logits(self) -> Tensor:
         """[N, V] float32, one row for each token of the answer"""
@@ -115,6 +124,7 @@ class ContinuousBatchingEngine:
         stall_seconds: float = math.inf,
         adapters: AdapterMix | None = None,
         kv_width: int | None = None,
+        acceleration: Acceleration = PLAIN,
     ) -> None:
         """Takes the memory of the KV cache and starts the thread.
 
@@ -122,6 +132,7 @@ class ContinuousBatchingEngine:
         stall_seconds: a step that takes longer never ends.
         adapters: those of the model, if it has any.
         kv_width: see `key_value_width`.
+        acceleration: the attention, and how the steps run.
 
         Raises ValueError (or what transformers raises) for a model that cannot be batched.
         """
@@ -129,36 +140,36 @@ class ContinuousBatchingEngine:
         self._model = model
         self._eos_token_ids = list(eos_token_ids)
         self.max_sequences = max_batch_requests
+        self.cuda_graphs = acceleration.cuda_graphs
         self._running: dict[str, RunningSequence] = {}
         self._states: dict[str, SamplingState] = {}
-        self._rows: list[SamplingState] = []
-        """States of the requests that get a token in the present step"""
         self._watch = StallWatch(stall_seconds)
         self._prompt_tokens_read = 0
         self._budget = PromptBudget(max_batch_tokens)
         self._loop: asyncio.AbstractEventLoop | None = None
         """The event loop of the streams, since the first one"""
 
-        config = ContinuousBatchingConfig(
-            page_size=PAGE_SIZE,
-            num_blocks=math.ceil(kv_cache_tokens / PAGE_SIZE),
+        step = BatchStep(self._states.get, self._observe_rows, captured=acceleration.cuda_graphs)
+        config = batching_config(
+            acceleration,
+            kv_cache_tokens=kv_cache_tokens,
             max_batch_tokens=max_batch_tokens,
-            max_requests_per_batch=max_batch_requests,
-            allow_block_sharing=prefix_caching,
-            per_request_processors=True,
-            # Flash attention may read pages itself, unless their keys and values are packed.
-            max_blocks_per_request=None if kv_width is None else 0,
-            # The engine keeps the rows of a step between two calls, which needs these two off.
-            use_cuda_graph=False,
-            use_async_batching=False,
+            max_batch_requests=max_batch_requests,
+            prefix_caching=prefix_caching,
+            packed=kv_width is not None,
         )
         self._manager = make_manager(
             model,
             GenerationConfig(do_sample=False, eos_token_id=self._eos_token_ids),
             config,
-            StepSampler(self._begin_step, self._sample),
+            StepSampler(step, PARAMETERS),
+            acceleration.implementation,
         )
         allocate_cache(self._manager, kv_width)  # here, so that a failure is raised here
+        self.attention: str = acceleration.attention
+        self.attention_reason = acceleration.reason
+        if attention_of(model) in ("paged|eager", CAPPED):
+            self.attention, self.attention_reason = "eager", "the model's code has no other"
         capacity = longest_sequence(self._manager)
         text_config = model.config.get_text_config()
         context = getattr(text_config, "max_position_embeddings", capacity)
@@ -227,18 +238,9 @@ class ContinuousBatchingEngine:
         adapters.assign(runs, self._model.device)
         step()
 
-    def _begin_step(self, rows: Sequence[Row]) -> None:
-        self._rows = []
-        for request_id, tokens in rows:
-            state = self._states.get(request_id)
-            if state is not None:
-                state.advance(tokens)
-            self._rows.append(state or CANCELLED)
+    def _observe_rows(self, count: int) -> None:
         if self.meter:
-            self.meter.batch.observe(len(rows))
-
-    def _sample(self, logits: Tensor) -> None:
-        sample_into_logits(logits[: len(self._rows)], self._rows)
+            self.meter.batch.observe(count)
 
     @property
     def alive(self) -> bool:
@@ -294,31 +296,36 @@ class ContinuousBatchingEngine:
                 self._forget(request_id)
             stream.finish(each)
 
-    def run_check(self, sequences: Sequence[CheckSequence], chunk: int, *, seconds: float) -> None:
+    def run_check(
+        self, sequences: Sequence[tuple[list[int], SamplingState]], chunk: int, *, seconds: float
+    ) -> list[list[int]]:
         """Runs sequences through one batch, `chunk` tokens a pass. Blocks; for before it serves.
 
-        Raises RuntimeError when the batch fails, TimeoutError after so many seconds.
+        Returns the tokens of each. Raises RuntimeError when the batch fails, TimeoutError after so
+        many seconds.
         """
         _, most_tokens = step_limits(self._manager)
         set_step_limits(self._manager, tokens=min(chunk, most_tokens))
         deadline = time.monotonic() + seconds
+        # An id that comes again may have a step in flight, whose token would be carried over.
+        ids = [f"{each.params.adapter}:{uuid.uuid4().hex}" for _, each in sequences]
         with self._manager.pause():  # or the first could finish before the last is added
-            for number, each in enumerate(sequences):
-                request_id = f"{each.params.adapter}:check-{number}"
-                self._states[request_id] = each
+            for request_id, (prompt, state) in zip(ids, sequences, strict=True):
+                self._states[request_id] = state
                 self._manager.add_request(
-                    each.prompt,
+                    prompt,
                     request_id=request_id,
-                    max_new_tokens=len(each.answer),
+                    max_new_tokens=state.params.max_tokens,
                     eos_token_id=-1,
                 )
         with manager_log_muted(thread_of(self._manager)):  # errors are raised here
-            for _ in sequences:
-                self._await_result(deadline)
+            outputs = [self._await_result(deadline) for _ in sequences]
         self._states.clear()
         set_step_limits(self._manager, tokens=most_tokens)
+        tokens = {output.request_id: list(output.generated_tokens) for output in outputs}
+        return [tokens[request_id] for request_id in ids]
 
-    def _await_result(self, deadline: float) -> None:
+    def _await_result(self, deadline: float) -> GenerationOutput:
         while (output := self._manager.get_result(timeout=0.1)) is None:
             if not self.alive:
                 raise RuntimeError("the batch's thread ended")
@@ -326,6 +333,7 @@ class ContinuousBatchingEngine:
                 raise TimeoutError("the batch came to no end")
         if output.error is not None:
             raise RuntimeError(output.error)
+        return output
 
     def discard(self) -> None:
         """Stops an engine that failed or hangs. Its memory is free once nothing refers to it.
@@ -380,6 +388,30 @@ class ContinuousBatchingEngine:
     def _forget(self, request_id: str) -> None:
         del self._running[request_id], self._states[request_id]
         remove_handler(self._manager, request_id)
+
+
+def batching_config(
+    acceleration: Acceleration,
+    *,
+    kv_cache_tokens: int,
+    max_batch_tokens: int,
+    max_batch_requests: int,
+    prefix_caching: bool = True,
+    packed: bool = False,
+) -> ContinuousBatchingConfig:
+    """packed: keys and values are, see `key_value_width`."""
+    return ContinuousBatchingConfig(
+        page_size=PAGE_SIZE,
+        num_blocks=math.ceil(kv_cache_tokens / PAGE_SIZE),
+        max_batch_tokens=max_batch_tokens,
+        max_requests_per_batch=max_batch_requests,
+        allow_block_sharing=prefix_caching,
+        # The flash attention of a package may read pages itself, unless they are packed.
+        max_blocks_per_request=0 if packed else None,
+        use_cuda_graph=acceleration.cuda_graphs,
+        use_async_batching=acceleration.cuda_graphs,
+        auto_switch_to_flash=False,
+    )
 
 
 def request_id_of(stream: TokenStream, index: int) -> str:

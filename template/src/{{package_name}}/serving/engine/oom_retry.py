@@ -15,6 +15,7 @@ from .transformers_private import (
     fail_request,
     requeue,
     set_step_limits,
+    settle,
     step_limits,
     step_requests,
     wrap_step,
@@ -82,6 +83,7 @@ class OomRetry:
         )
 
     def _halve(self, error: RuntimeError) -> None:
+        settle(self._manager)
         requests = step_requests(self._manager)
         tokens = sum(request.query_length for request in requests)
         logger.warning("out of memory: %d requests, %d tokens in a step", len(requests), tokens)

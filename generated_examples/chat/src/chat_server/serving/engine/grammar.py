@@ -5,6 +5,7 @@ computes the masks.
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from llguidance import LLMatcher
@@ -32,16 +33,14 @@ class GrammarMatcher:
             self._matcher.consume_token(token)
             self._report_failure()
 
-    def mask(self, scores: Tensor) -> None:
-        """Sets the scores of the tokens that cannot come next to -inf, in place.
+    def bits(self) -> bytes:
+        """One bit for each token that can come next, see `mask_tokens`.
 
-        scores: [V] on any device. Some token is always left: the end of the answer, if no other.
+        Some token is always left: the end of the answer, if no other.
         """
-        # One bit a token, in words of 32. All EOS tokens and nothing else once it is finished.
-        words = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.int32)
+        bits: bytes = self._matcher.compute_bitmask()  # all EOS tokens and no other at the end
         self._report_failure()
-        bits = words.to(scores.device).unsqueeze(-1) >> torch.arange(32, device=scores.device)
-        scores.masked_fill_((bits & 1).flatten()[: scores.size(0)] == 0, -torch.inf)
+        return bits
 
     def _report_failure(self) -> None:
         # Not raised, as that would fail the other requests of the batch.
@@ -58,3 +57,16 @@ class Grammar:
 
     def matcher(self) -> GrammarMatcher:
         return GrammarMatcher(self._start.deep_copy())
+
+
+def mask_tokens(rows: Sequence[Tensor], bits: Sequence[bytes]) -> None:
+    """Sets the scores of the tokens that cannot come next to -inf, in place.
+
+    rows: the [V] scores of some sequences, on any device; bits: of each, the lowest of a byte first
+    """
+    device, vocabulary = rows[0].device, rows[0].size(0)
+    packed = torch.frombuffer(bytearray(b"".join(bits)), dtype=torch.uint8).view(len(rows), -1)
+    powers = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=device)
+    banned = (packed.to(device).unsqueeze(-1) & powers).flatten(1)[:, :vocabulary] == 0
+    for scores, each in zip(rows, banned, strict=True):
+        scores.masked_fill_(each, -torch.inf)

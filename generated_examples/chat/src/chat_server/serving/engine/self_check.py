@@ -8,7 +8,7 @@ without an error. So a model is batched after it has shown on its real weights t
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import cycle, islice
+from itertools import cycle, islice, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .adapter_mix import AdapterMix
 from .continuous import PAGE_SIZE, CheckSequence, ContinuousBatchingEngine
+from .sampling import SamplingState
+from .sampling_params import SamplingOptions, SamplingParams
 from .transformers_private import cache_of, key_value_width, makes_wanted_logits
 
 CAPS = ("attn_logit_softcap", "attn_softcap", "attention_logit_cap")
@@ -45,6 +47,14 @@ Measured: 3e-6, 0.008 and 0.07 with gemma-3-270m, less with a dozen tiny random 
 that is wrong gave 0.3 and more, but for scores without their cap: `capped_attention` caps them,
 and `known_obstacle` knows the models that have theirs under another name.
 """
+
+GRAPH_TOKENS = 8
+GRAPH_SAMPLING: list[SamplingOptions] = [
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 1.0, "top_p": 0.9},
+]
+"""Requests with which the graphs are checked"""
 
 CHECKED_ADAPTERS = 8
 """Adapters that are checked, the first ones. All are computed alike."""
@@ -239,8 +249,37 @@ def check_batch(
     """
     with_adapters = len({each.params.adapter for each in sequences})
     chunk = chunk_size(len(sequences[-1].prompt)) * with_adapters
-    engine.run_check(sequences, chunk, seconds=PATIENCE + 10 * plain_seconds)
+    requests = [(each.prompt, each) for each in sequences]
+    engine.run_check(requests, chunk, seconds=PATIENCE + 10 * plain_seconds)
     actual = torch.cat([each.logits() for each in sequences])
     error = distance(actual[:, :COMPARED_LOGITS], expected[:, :COMPARED_LOGITS])
     if not error <= TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16]):  # NaN is not
         raise RuntimeError(f"its logits in a batch are {error:.1%} off those of a plain pass")
+
+
+def check_graphs(engine: ContinuousBatchingEngine, tokens: Sequence[int]) -> None:
+    """Compares what steps in CUDA graphs choose with what the same steps choose without them.
+
+    Raises RuntimeError where they have less than half in common: what a graph gets wrong, it gets
+    wrong from its first repetition on.
+    """
+
+    def answers(**params: Any) -> list[list[int]]:
+        sequences = []
+        for number, sampling in enumerate(GRAPH_SAMPLING):
+            chosen = SamplingParams(max_tokens=GRAPH_TOKENS, seed=number, **sampling, **params)
+            prompt = list(tokens[: SHORT_PROMPT + number])
+            sequences.append((prompt, SamplingState(chosen, prompt, [], [])))
+        return engine.run_check(sequences, len(tokens), seconds=10 * PATIENCE)
+
+    # Logprobs are reported on the host, so that such a step is in no graph.
+    pairs = zip(answers(), answers(top_logprobs=0), strict=True)
+    common = sum(common_beginning(*pair) for pair in pairs)
+    if common < GRAPH_TOKENS * len(GRAPH_SAMPLING) / 2:
+        raise RuntimeError("its tokens in CUDA graphs are not those without")
+
+
+def common_beginning(first: Sequence[int], second: Sequence[int]) -> int:
+    """Tokens until the first that differs. Rounding may make one another, and all after it."""
+    same = (mine == other for mine, other in zip(first, second, strict=False))
+    return sum(1 for _ in takewhile(bool, same))

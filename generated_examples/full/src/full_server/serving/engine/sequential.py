@@ -24,6 +24,7 @@ from .engine_metrics import EngineMeter
 from .sampling import SamplingState, sample_into_logits
 from .sampling_params import SamplingParams
 from .stall import StallWatch
+from .transformers_private import attention_of
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class SequentialEngine:
     """One model, one thread that owns it, a queue in front."""
 
     max_sequences = 1
+    cuda_graphs = False
 
     def __init__(
         self,
@@ -106,6 +108,8 @@ class SequentialEngine:
         self.meter: EngineMeter | None = None
         self.max_length = max_length
         self.reason = reason
+        self.attention = attention_of(model)
+        self.attention_reason = "it is the model's own, as requests do not share a batch"
         self.vocabulary: int = model.get_input_embeddings().weight.size(0)
         self._model = model
         self._adapters = adapters

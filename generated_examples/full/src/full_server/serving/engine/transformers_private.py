@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Thread
-from typing import Any, ClassVar, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 from transformers import (
     AttentionInterface,
     Cache,
@@ -28,13 +29,18 @@ from transformers import (
 )
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessor,
+    ContinuousBatchingLogitsProcessorList,
 )
 from transformers.generation.continuous_batching.continuous_api import (
     ContinuousBatchingManager,
     ContinuousBatchProcessor,
 )
+from transformers.generation.continuous_batching.input_outputs import (
+    ContinuousBatchingAsyncIOs,
+    ContinuousBatchingIOs,
+)
 from transformers.generation.continuous_batching.model_runner import (
+    ModelRunner,
     infer_max_single_request_tokens,
 )
 from transformers.generation.continuous_batching.requests import (
@@ -49,20 +55,26 @@ from transformers.generation.continuous_batching.utils import (
 )
 from transformers.generation.continuous_batching.utils import logger as manager_logger
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 __all__ = [
+    "VARLEN",
     "ContinuousBatchingManager",
     "GenerationOutput",
     "Row",
+    "Step",
     "StepSampler",
     "allocate_cache",
     "attention_of",
     "cache_of",
     "cache_share",
+    "caps_scores",
     "discard_step",
     "fail_request",
     "has_failed",
+    "head_size",
     "in_batch",
+    "installed_flash_attention",
     "key_value_width",
     "longest_sequence",
     "make_manager",
@@ -75,6 +87,7 @@ __all__ = [
     "requeue",
     "separate_prefixes",
     "set_step_limits",
+    "settle",
     "step_limits",
     "step_requests",
     "thread_of",
@@ -84,45 +97,79 @@ __all__ = [
 GROUP_SIZE = 2**21
 """More than the tokens of any vocabulary"""
 
-Row = tuple[str, list[int]]
-"""Request id and the tokens that the request has generated so far"""
+
+class Row(NamedTuple):
+    """A request that gets a token in the next step."""
+
+    request_id: str
+    tokens: list[int]
+    """What the request has generated so far"""
+    ahead: int
+    """Tokens that are being computed after those: 1 where the steps are asynchronous, else 0"""
 
 
-class StepSampler(ContinuousBatchingLogitsProcessor):
-    """The only logits processor of a manager: it hands each step to the engine's own sampling.
+class Step(Protocol):
+    """The engine's own sampling."""
+
+    def begin(self, rows: Sequence[Row]) -> Tensor:
+        """Is told the requests of the next step that get a token, in the order of rows of its logits.
+
+        Returns [N, B] int32 numbers for them, in host memory.
+        """
+
+    def sample(self, logits: Tensor, numbers: Tensor) -> None:
+        """Makes the sampled token of each row the largest of the [R, V] logits.
+
+        The first B rows are those of `begin`. The others are of prompts that are not read to the end,
+        or fill the step up.
+
+        numbers: [N, R], those of `begin` first, on the device
+        """
+
+    @property
+    def kind(self) -> tuple[int, ...] | None:
+        """Steps of one kind run the same code. None for a step that needs the tokens before it, and
+        whose own tokens the next one needs, on the host."""
+
+
+class StepSampler(ContinuousBatchingLogitsProcessorList):
+    """The logits processors of a manager, in whose place each step goes to the engine's own sampling.
 
     transformers' processors for single requests know temperature, top_k and top_p only, sort the
     whole vocabulary for each request, and divide by a temperature of 0, which ends the thread.
     """
 
-    supported_kwargs: ClassVar[dict[str, type]] = {}
-    ignored_kwargs: tuple[str, ...] = ()
-
-    def __init__(
-        self, begin_step: Callable[[Sequence[Row]], None], sample: Callable[[Tensor], None]
-    ) -> None:
-        """begin_step: is told the requests that get a token in the next step, in the order of rows.
-        sample: makes the sampled token of each of these rows the largest of the [B, V] logits.
-        Rows beyond them are of prompts whose prefill is not complete.
-        """
-        self._begin_step = begin_step
-        self._sample = sample
+    def __init__(self, step: Step, numbers: int) -> None:
+        """numbers: N of `begin`"""
+        super().__init__(LogitsProcessorList())
+        self.step = step
+        self.tensors_required = numbers
+        self.do_processing = True
+        self.asynchronous = False
+        """A step is prepared while the one before it is computed."""
+        self.in_flight: Sequence[RequestState] = ()
+        """Requests whose token is being computed while the next step is prepared"""
 
     def fill_defaults(self, int32_tensor: Tensor) -> None:
         int32_tensor.zero_()
 
-    def prepare_tensor_args(self, requests_with_new_token: Sequence[FutureRequestState]) -> Tensor:
-        # The tensor that goes to the device carries nothing: steps are synchronous, so what
-        # `begin_step` keeps belongs to the very next call.
+    def prepare_tensor_args(
+        self, requests_in_batch: Sequence[FutureRequestState], arg_storage: Tensor
+    ) -> Tensor:
+        requests = [each.state for each in requests_in_batch if each.has_new_token]
+        # By identity, as a request that was preempted comes back as another object of the same id.
+        flying = {id(each) for each in self.in_flight}
         rows = [
-            (each.state.request_id, generated_tokens(each.state))
-            for each in requests_with_new_token
+            Row(each.request_id, generated_tokens(each), int(id(each) in flying))
+            for each in requests
         ]
-        self._begin_step(rows)
-        return torch.zeros(len(rows), dtype=torch.int32)
+        self.in_flight = requests if self.asynchronous else ()
+        numbers = self.step.begin(rows)
+        arg_storage[:, : numbers.size(1)].copy_(numbers)
+        return arg_storage
 
-    def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
-        self._sample(scores)
+    def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:
+        self.step.sample(scores, logits_processor_args)
         return scores
 
 
@@ -141,25 +188,23 @@ def make_manager(
     generation: GenerationConfig,
     config: ContinuousBatchingConfig,
     sampler: StepSampler,
+    attention: str | None = None,
 ) -> ContinuousBatchingManager:
-    """A manager whose only logits processor is `sampler`. Changes the attention of the model.
+    """A manager whose logits processors are `sampler`. Changes the attention of the model.
 
-    `_get_logits_processor` is the one place that decides on the processors; it is replaced on the
-    instance for the time of this call. `tensors_required` asks for the tensor of
-    `prepare_tensor_args`.
+    attention: name of its implementation; None for the model's own
     """
-    processors = LogitsProcessorList([sampler])
-    model._get_logits_processor = lambda *args, **kwargs: processors
-    try:
-        manager = model.init_continuous_batching(generation, config)
-    finally:
-        del model._get_logits_processor  # the instance's; the class's is back
-    manager.logit_processor.tensors_required = 1
+    if attention not in (None, VARLEN):
+        model.set_attn_implementation(attention)
+    manager = model.init_continuous_batching(generation, config)
+    if attention == VARLEN:  # of which the manager knows nothing
+        model.set_attn_implementation(attention)
+    manager.logit_processor = sampler
     return manager
 
 
 def allocate_cache(manager: ContinuousBatchingManager, width: int | None = None) -> None:
-    """Creates the KV cache and writes to all of it.
+    """Creates the KV cache and writes to all of it, and captures what CUDA graphs it can.
 
     width: see `key_value_width`; None: the shape of keys and values is as the configuration says.
 
@@ -167,15 +212,93 @@ def allocate_cache(manager: ContinuousBatchingManager, width: int | None = None)
     used: a machine that has too little says so now, not under load.
     """
     with packed_shape(manager.model.config, width) if width else nullcontext():
-        manager.warmup()
-    cache = _processor(manager).cache
+        manager.batch_processor = manager._create_batch_processor()
+    processor = _processor(manager)
+    cache = processor.cache
     cache.__class__ = BatchCache
     cache.width = width
-    cache.step = weakref.ref(_processor(manager).inputs_and_outputs)
+    cache.step = weakref.ref(processor.inputs_and_outputs)
     cache.cache_tensor.zero_()
+    prepare_graphs(processor, manager.logit_processor)
+    manager.warmup()
     model = manager.model
     if attention_of(model) == "paged|eager" and caps_scores(model.config):
         model.set_attn_implementation(CAPPED)  # now, as the masks depend on the name
+
+
+class StepProcessor(ContinuousBatchProcessor):
+    """The processor of a manager whose steps are asynchronous, where they can be."""
+
+    def _generation_step(self, model: nn.Module) -> None:
+        """Starts a step. One that needs the host is read at once, so that nothing is in flight."""
+        super()._generation_step(model)
+        if self.logit_processor.step.kind is None:
+            self.read_pair()  # the step before
+            self.read_other_pair()
+
+    def read_pair(self) -> None:
+        """Takes the tokens of the current pair's step in, once and for all."""
+        self.update_batch()
+        forget_step(self.inputs_and_outputs)
+
+    def read_other_pair(self) -> None:
+        self.inputs_and_outputs.swap_io_pairs()
+        self.read_pair()
+        self.inputs_and_outputs.swap_io_pairs()
+        self.logit_processor.in_flight = ()
+
+
+class StepRunner(ModelRunner):
+    """Runs steps that need the host without a graph."""
+
+    def _get_forward_fn(self, use_block_table: bool) -> tuple[Callable[..., None], bool]:
+        forward, graph = super()._get_forward_fn(use_block_table)
+        return forward, graph and self.logit_processor.step.kind is not None
+
+
+class StepIOs(ContinuousBatchingIOs):
+    """Inputs of a step, and its graphs: one for each kind of sampling, beside the sizes."""
+
+    step: Step
+
+    def _get_graph_key(self) -> tuple[int, ...]:
+        return (*super()._get_graph_key(), *(self.step.kind or ()))
+
+
+def prepare_graphs(processor: ContinuousBatchProcessor, sampler: StepSampler) -> None:
+    """Makes a processor that has graphs or asynchronous steps ask `sampler` which step may be one."""
+    ios = processor.inputs_and_outputs
+    if any(processor.cb_config.cuda_graph_booleans):
+        processor.model_runner.__class__ = StepRunner
+        for each in device_ios(ios):
+            each.__class__ = StepIOs
+            each.step = sampler.step
+    if isinstance(ios, ContinuousBatchingAsyncIOs):
+        processor.__class__ = StepProcessor
+        sampler.asynchronous = True
+
+
+IOs: TypeAlias = ContinuousBatchingIOs | ContinuousBatchingAsyncIOs
+
+
+def device_ios(ios: IOs) -> list[ContinuousBatchingIOs]:
+    """What the forward passes read: one, or two that take turns where steps are asynchronous."""
+    if isinstance(ios, ContinuousBatchingAsyncIOs):
+        return [pair.device_io for pair in ios.io_pairs]
+    return [ios]
+
+
+def host_io(ios: IOs) -> ContinuousBatchingIOs:
+    """What knows the requests of the present step."""
+    if isinstance(ios, ContinuousBatchingAsyncIOs):
+        return cast(ContinuousBatchingIOs, ios.io_pairs[ios.current_pair].host_io)
+    return ios
+
+
+def forget_step(ios: IOs) -> None:
+    """Leaves no request in the present step, of which tokens would be read or carried over."""
+    host_io(ios).requests_in_batch = []
+    host_io(ios).req_id_to_new_token_position = {}
 
 
 class BatchCache(PagedAttentionCache):
@@ -197,7 +320,9 @@ class BatchCache(PagedAttentionCache):
     ) -> tuple[Tensor, Tensor]:
         """Writes the keys and values of a step, and returns them with those before them."""
         if kwargs is None or "cu_seq_lens_k" not in kwargs:  # the model's code has not kept them
-            kwargs = dict(self.step().get_model_kwargs())
+            ios = self.step()
+            current = ios.current_pair if isinstance(ios, ContinuousBatchingAsyncIOs) else 0
+            kwargs = dict(device_ios(ios)[current].get_model_kwargs())
         shapes = key_states.shape, value_states.shape
         if self.width is not None:
             key_states, value_states = pack(key_states, value_states, self.width)
@@ -311,6 +436,65 @@ def capped_attention(
 
 
 AttentionInterface.register(CAPPED, capped_attention)
+
+VARLEN = "torch_varlen"
+"""Name of `varlen_attention` among the implementations of transformers"""
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    cache: BatchCache | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Flash attention in a batch, which torch brings along: nothing to install or to compile.
+
+    query: [1, H, Q, D]; key, value: [1, KV heads, K, D]; the others and the result: see
+    `capped_attention`. In place of a mask there are the lengths of the sequences.
+    """
+    if softcap is not None or s_aux is not None:
+        raise ValueError("torch's flash attention has neither caps of scores nor attention sinks")
+    if cache is not None:
+        key, value = cache.update(key, value, cast(int, module.layer_idx), kwargs)
+    output = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        kwargs["cu_seq_lens_q"],
+        kwargs["cu_seq_lens_k"],
+        kwargs["max_length_q"],
+        kwargs["max_length_k"],
+        scale=scaling,
+        # The tokens before each one that it sees, and none after it
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=True,
+    )
+    assert isinstance(output, Tensor)  # without the sums of scores, which were not asked for
+    return output.unsqueeze(0), None
+
+
+AttentionInterface.register(VARLEN, varlen_attention)
+
+
+def installed_flash_attention() -> str | None:
+    """The name of the flash attention of an installed package. Nothing is fetched from the hub."""
+    if is_flash_attn_3_available():
+        return "flash_attention_3"
+    return "flash_attention_2" if is_flash_attn_2_available() else None
+
+
+def head_size(config: PreTrainedConfig) -> int | None:
+    """Numbers of an attention head; None where the configuration does not say."""
+    with suppress(Exception):  # whatever a configuration raises that has several
+        return int(find_head_dim(config.get_text_config()))
+    return None
 
 
 def longest_sequence(manager: ContinuousBatchingManager) -> int:
@@ -449,13 +633,27 @@ def marked(tokens: list[int], group: int) -> list[int]:
 
 def step_requests(manager: ContinuousBatchingManager) -> list[FutureRequestState]:
     """The requests of the present step."""
-    requests: list[FutureRequestState] = _processor(manager).inputs_and_outputs.requests_in_batch
+    io = host_io(_processor(manager).inputs_and_outputs)
+    requests: list[FutureRequestState] = io.requests_in_batch
     return requests
+
+
+def settle(manager: ContinuousBatchingManager) -> None:
+    """Takes in the tokens of the step before the present one, if it has not been read.
+
+    Requests that they end leave the present step.
+    """
+    processor = _processor(manager)
+    if isinstance(processor, StepProcessor):
+        processor.read_other_pair()
+        io = host_io(processor.inputs_and_outputs)
+        ended = RequestStatus.FINISHED
+        io.requests_in_batch = [each for each in io.requests_in_batch if each.state.status != ended]
 
 
 def discard_step(manager: ContinuousBatchingManager) -> None:
     """Leaves no request in the present step, of which the manager would read tokens."""
-    _processor(manager).inputs_and_outputs.requests_in_batch = []
+    forget_step(_processor(manager).inputs_and_outputs)
 
 
 def fail_request(
