@@ -81,8 +81,8 @@ def stretch_positions(kwargs: Kwargs) -> None:
     kwargs["position_ids"] = kwargs["position_ids"] * 2
 
 
-def see_the_neighbours(kwargs: Kwargs) -> None:
-    kwargs["attention_mask"] = kwargs["attention_mask"] * 0
+def write_to_the_neighbours(kwargs: Kwargs) -> None:
+    kwargs["write_index"] = [places.roll(1) for places in kwargs["write_index"]]
 
 
 def lose_a_decoded_token(kwargs: Kwargs) -> None:
@@ -186,7 +186,9 @@ def test_the_proof_fits_a_short_context(folder: Path, positions: int) -> None:
     assert engine.reason is None
 
 
-@pytest.mark.parametrize("fault", [stretch_positions, see_the_neighbours, lose_a_decoded_token])
+@pytest.mark.parametrize(
+    "fault", [stretch_positions, write_to_the_neighbours, lose_a_decoded_token]
+)
 def test_a_batch_that_computes_something_else_is_not_used(
     folder: Path, fault: Callable[[Kwargs], None]
 ) -> None:
@@ -226,7 +228,9 @@ def test_a_large_model_proves_one_layer_of_each_kind(
         engine.stop()
 
 
-@pytest.mark.parametrize("fault", [stretch_positions, see_the_neighbours, lose_a_decoded_token])
+@pytest.mark.parametrize(
+    "fault", [stretch_positions, write_to_the_neighbours, lose_a_decoded_token]
+)
 def test_a_large_model_that_computes_something_else_is_not_batched(
     folder: Path, fault: Callable[[Kwargs], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

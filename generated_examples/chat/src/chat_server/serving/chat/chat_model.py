@@ -18,6 +18,7 @@ from ..engine.base_engine import Engine, TokenStream
 from ..engine.engine_metrics import EngineMetrics
 from ..engine.sampling_params import SamplingOptions, SamplingParams
 from ..engine.thought import ThoughtParams
+from ..http.client import client_var
 from ..metrics import Metrics
 from ..models.admission import Admission
 from ..models.device import Device
@@ -344,7 +345,7 @@ class ChatModel(Model):
         meter: RequestMeter,
     ) -> Iterator[TokenStream]:
         """Leaving the block frees the request's slots in the batch."""
-        stream = self._engine.submit(prompt, params)
+        stream = self._engine.submit(prompt, params, client_var.get())
         stream.meter = meter
         late = DeadlineExceeded(deadline.seconds)
         timer = asyncio.get_running_loop().call_at(deadline.time, stream.fail, late)

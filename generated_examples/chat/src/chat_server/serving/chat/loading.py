@@ -40,6 +40,7 @@ from ..models.device import Device
 from ..models.model_errors import SourceError
 from .adapters import ChatAdapters, load_adapters
 from .grammar_compiler import GrammarCompiler
+from .packed_linear import pack_linear_layers
 from .quantization import rounding_dtype
 from .weights import end_tokens_of, read_chat_model, recommended_sampling
 
@@ -88,6 +89,7 @@ def load_chat_model(
     eos_token_ids = end_tokens_of(model, tokenizer, read_object(path / "config.json"))
     vocabulary = model.config.get_text_config().vocab_size
     adapters = load_adapters(adapter_folders or {}, model, tokenizer)
+    pack_linear_layers(model)
     return ChatParts(
         tokenizer=tokenizer,
         grammars=GrammarCompiler(tokenizer, vocabulary, eos_token_ids),

@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedConfig,
 )
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.generation.continuous_batching.cache_allocators import FULL_ATTENTION
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
@@ -57,10 +58,14 @@ from transformers.generation.continuous_batching.utils import logger as manager_
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from .batch_attention import NAME as BY_SEQUENCE
+from .batch_attention import StepLayout, group_by_length, single_groups, step_cache_var
+
 __all__ = [
     "VARLEN",
     "ContinuousBatchingManager",
     "GenerationOutput",
+    "RequestState",
     "Row",
     "Step",
     "StepSampler",
@@ -69,8 +74,10 @@ __all__ = [
     "cache_of",
     "cache_share",
     "caps_scores",
+    "choose_requests",
     "discard_step",
     "fail_request",
+    "generates",
     "has_failed",
     "head_size",
     "in_batch",
@@ -194,6 +201,8 @@ def make_manager(
 
     attention: name of its implementation; None for the model's own
     """
+    if attention_of(model) == BY_SEQUENCE:  # of a batch before
+        model.set_attn_implementation("sdpa")
     if attention not in (None, VARLEN):
         model.set_attn_implementation(attention)
     manager = model.init_continuous_batching(generation, config)
@@ -211,17 +220,22 @@ def allocate_cache(manager: ContinuousBatchingManager, width: int | None = None)
     The manager creates it at the first request otherwise, and the system takes the memory as it is
     used: a machine that has too little says so now, not under load.
     """
-    with packed_shape(manager.model.config, width) if width else nullcontext():
+    model = manager.model
+    by_sequence = attention_of(model) == "sdpa" and model.device.type == "cpu"
+    if by_sequence:
+        model.set_attn_implementation(BY_SEQUENCE)  # now, as the manager makes no masks for it
+    with packed_shape(model.config, width) if width else nullcontext():
         manager.batch_processor = manager._create_batch_processor()
     processor = _processor(manager)
     cache = processor.cache
     cache.__class__ = BatchCache
     cache.width = width
     cache.step = weakref.ref(processor.inputs_and_outputs)
+    cache.by_sequence = by_sequence
     cache.cache_tensor.zero_()
+    wrap_step(manager, partial(run_with_cache, cache))
     prepare_graphs(processor, manager.logit_processor)
     manager.warmup()
-    model = manager.model
     if attention_of(model) == "paged|eager" and caps_scores(model.config):
         model.set_attn_implementation(CAPPED)  # now, as the masks depend on the name
 
@@ -306,6 +320,12 @@ class BatchCache(PagedAttentionCache):
 
     width: int | None
     step: Callable[[], Any]
+    by_sequence: bool
+    """True where `attend_by_sequence` computes the attention"""
+    _laid_out: object = None
+    """The requests of the step that the layouts are for"""
+    _layouts: dict[str, StepLayout]
+    _read_index: dict[str, Tensor]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The tokens before those of the step. Positions are given, so that nothing is added."""
@@ -327,8 +347,73 @@ class BatchCache(PagedAttentionCache):
         if self.width is not None:
             key_states, value_states = pack(key_states, value_states, self.width)
         states: tuple[Tensor, Tensor]
-        states = super().update(key_states, value_states, layer_idx, kwargs)
+        if self.by_sequence and self._is_arranged(layer_idx):
+            states = self._update_arranged(key_states, value_states, layer_idx, kwargs)
+        else:
+            states = super().update(key_states, value_states, layer_idx, kwargs)
         return states if self.width is None else unpack(*states, *shapes)
+
+    def layout(self, layer_idx: int) -> StepLayout:
+        """The groups of the sequences in a layer, in the present step."""
+        step = self.step()
+        if self._laid_out is not step.requests_in_batch:
+            self._laid_out = step.requests_in_batch
+            self._layouts, self._read_index = {}, {}
+        allocator = self.layer_to_allocator[layer_idx]
+        kind = allocator.layer_type
+        if kind not in self._layouts:
+            queries, keys = (
+                torch.diff(ends[: step.num_request_in_batch + 1]).tolist()
+                for ends in (step.cumulative_seqlens_q, step.cumulative_seqlens_k[kind])
+            )
+            # Sliding attention writes over keys that the other queries of a chunk still see.
+            arranged = step.max_kv_read > 0 and (kind == FULL_ATTENTION or max(queries) == 1)
+            self._layouts[kind] = layout = StepLayout(
+                (group_by_length if arranged else single_groups)(queries, keys), queries
+            )
+            if arranged:
+                # Nothing is ever written to this place, so that it holds no NaN.
+                padding = allocator.read_trash_index
+                self._read_index[kind] = layout.arrange(self._places(layer_idx), padding)
+        return self._layouts[kind]
+
+    def _places(self, layer_idx: int) -> Tensor:
+        """Where the keys of all sequences are once those of the step have been written."""
+        allocator, step = self.layer_to_allocator[layer_idx], self.step()
+        number = allocator.index
+        places: Tensor = step.read_index_storage[number, : step.true_read_sizes[number]]
+        if allocator.layer_type == FULL_ATTENTION:
+            return places
+        new = step.write_index_storage[number, : step.true_write_sizes[number]]
+        return places.masked_scatter(places == allocator.sentinel_index, new)
+
+    def _is_arranged(self, layer_idx: int) -> bool:
+        self.layout(layer_idx)
+        return self.layer_to_allocator[layer_idx].layer_type in self._read_index
+
+    def _update_arranged(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """`update` that returns the keys and values by group."""
+        allocator = self.layer_to_allocator[layer_idx]
+        kind = allocator.layer_type
+        write_index = kwargs["write_index"][allocator.index]
+        read = []
+        for pages, states in zip(
+            allocator._kv_token_views[layer_idx], (key_states, value_states), strict=True
+        ):
+            pages.index_copy_(0, write_index, states[0].transpose(0, 1))
+            read.append(pages.index_select(0, self._read_index[kind]).transpose(0, 1)[None])
+        return read[0], read[1]
+
+
+def run_with_cache(cache: "BatchCache", step: Callable[[], None]) -> None:
+    """Runs a step whose attention finds the cache."""
+    token = step_cache_var.set(cache)
+    try:
+        step()
+    finally:
+        step_cache_var.reset(token)
 
 
 def pack(key: Tensor, value: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -629,6 +714,31 @@ def mark_in_group(
 def marked(tokens: list[int], group: int) -> list[int]:
     """The tokens with the number of a group in the first of them, within 32 bits as it is hashed."""
     return [tokens[0] - group * GROUP_SIZE, *tokens[1:]] if group else tokens
+
+
+def choose_requests(
+    manager: ContinuousBatchingManager,
+    choose: Callable[[Sequence[RequestState]], tuple[Sequence[RequestState], int]],
+) -> None:
+    """Has `choose` decide what each step computes. Before the start only.
+
+    choose: takes the requests that could be in the step, those that generate first, and returns
+        some of them in their order, with the most tokens of the step. The others keep their place
+        and their blocks of the KV cache.
+    """
+    scheduler = _processor(manager).scheduler
+    process = scheduler._process_candidates
+
+    def process_chosen(candidates: list[RequestState], budget: int, *args: Any) -> Any:
+        chosen, most = choose(candidates)
+        return process(list(chosen), min(budget, most), *args)
+
+    scheduler._process_candidates = process_chosen
+
+
+def generates(request: RequestState) -> bool:
+    """False while the prompt of a request is read, or waits to be."""
+    return bool(request.status == RequestStatus.DECODING)
 
 
 def step_requests(manager: ContinuousBatchingManager) -> list[FutureRequestState]:

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from .api_keys import APIKeys
+from .client import client_var
 from .drain import Drain
 from .errors import APIError, error_response, internal_error, shutting_down
 from .http_metrics import CLIENT_CLOSED_REQUEST, METRICS_NAME, METRICS_PATH, HTTPMetrics
@@ -134,6 +135,7 @@ class RequestContextMiddleware:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if self.VALID_ID.fullmatch(given) else uuid.uuid4().hex
         token = request_id_var.set(request_id)
+        client_token = client_var.set("{}:{}".format(*(scope.get("client") or ("", ""))))
         usage = TokenUsage()
         usage_token = token_usage_var.set(usage)
         tracer = None if asks_for_probe(scope) else self.tracer
@@ -191,6 +193,7 @@ class RequestContextMiddleware:
                 handler, reason = state.get("handler"), state.get("error_code")
                 trace.end(handler=handler, status=answered, reason=reason)
             trace_var.reset(trace_token)
+            client_var.reset(client_token)
             request_id_var.reset(token)
             token_usage_var.reset(usage_token)
 
@@ -462,6 +465,7 @@ class APIKeyMiddleware:
         name = self.keys.name_of(Headers(scope=scope).get("authorization", ""))
         if name is not None:
             scope["state"]["key_name"] = scope["state"]["log_fields"]["key_name"] = name
+            client_var.set(name)
             await self.app(scope, receive, send)
             return
         refused = APIError(

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message
 
+from ..http.client import client_var
 from ..http.errors import envelope_for, internal_error
 from ..http.logs import request_id_var
 from ..http.token_usage import TokenUsage, token_usage_var
@@ -50,6 +51,7 @@ class InnerApp:
         request_id_var.set(request_id)
         usage = TokenUsage()
         token_usage_var.set(usage)
+        client_var.set(f"batches of {key_name or 'all'}")
         exchange = Exchange(body)
         state: dict[str, Any] = {"log_fields": {}, "token_usage": usage, "handler": path}
         if key_name is not None:

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 1.25
+"""A text is passed over by others with this much of the work that was there before it, at most, …"""
+
+SHARE = 2.0
+"""… and with this much of what its request has up to it: half of the model is left to others"""
+
 DEAD = "The model stopped working and is being restarted."
 
 
@@ -56,6 +62,8 @@ class QueuedText:
     due: float
     """Time at which the text would be done if every request got an equal share of the model, on a
     clock that counts the tokens of one share"""
+    latest: float
+    """Number of computed tokens from which on no text goes before it that came later"""
     background: bool = False
     """It waits until no other text does"""
 
@@ -97,6 +105,8 @@ class EmbeddingScheduler:
     length, of any request. The head is the text that is due first when all requests get equal
     shares (weighted fair queueing with equal weights, Demers, Keshav and Shenker 1989): a short
     request does not wait for the long one before it, and short ones do not starve the long one.
+    Its share alone would make a long text wait for many times what was there before it, so from
+    `QueuedText.latest` on it is the next.
     """
 
     def __init__(
@@ -134,6 +144,8 @@ class EmbeddingScheduler:
         self._requests = 0
         self._virtual_time = 0.0
         """Tokens that a request would have got if it had been in the queue from the beginning"""
+        self._tokens = 0
+        """Tokens of all batches so far"""
         self._end: str | None = None
         """The reason why there will be no more batches; None while there are"""
         self._computing: dict[threading.Thread, tuple[float, list[QueuedText]]] = {}
@@ -166,11 +178,14 @@ class EmbeddingScheduler:
         with self._changed:
             if self._end is not None:
                 raise Unavailable(self._end)
-            due = self._virtual_time
+            before = sum(item.length for item in self._waiting if not item.background)
+            own = 0
             for index, tokens in enumerate(inputs):
-                due += len(tokens)
+                own += len(tokens)
+                due = self._virtual_time + own
+                latest = self._tokens + PATIENCE * before + SHARE * own
                 self._waiting.append(
-                    QueuedText(request, index, tokens, len(tokens), due, background)
+                    QueuedText(request, index, tokens, len(tokens), due, latest, background)
                 )
             self._waiting.sort(key=attrgetter("length"))
             self._requests += 1
@@ -225,12 +240,16 @@ class EmbeddingScheduler:
                 return []
             # A batch has texts of one kind: background ones would make it longer for the others.
             waiting = [item for item in self._waiting if not item.background] or self._waiting
-            head = waiting.index(min(waiting, key=attrgetter("due")))
+            first = min(waiting, key=attrgetter("latest"))
+            if first.latest > self._tokens:
+                first = min(waiting, key=attrgetter("due"))
+            head = waiting.index(first)
             lengths = [item.length for item in waiting]
             cut = self._cut(lengths, head)
             batch = waiting[cut]
             taken = set(batch)
             self._waiting = [item for item in self._waiting if item not in taken]
+            self._tokens += sum(lengths[cut])
             self._virtual_time += sum(lengths[cut]) / self._requests
             return batch
 

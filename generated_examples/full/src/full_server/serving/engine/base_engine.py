@@ -138,8 +138,12 @@ class Engine(Protocol):
     def cache_usage(self) -> float:
         """The share of the KV cache in use, 0 to 1; 0 for an engine without one of its own."""
 
-    def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
+    def submit(
+        self, prompt: list[int], params: Sequence[SamplingParams], client: str = ""
+    ) -> TokenStream:
         """Queues one sequence for each of `params`, each of which fits `max_length`.
+
+        client: clients get equal shares of the engine.
 
         Raises Unavailable when the thread has died.
         """

@@ -31,13 +31,17 @@ from .row_sampling import PARAMETERS
 from .sampling import SamplingState
 from .sampling_params import SamplingParams
 from .stall import StallWatch
+from .step_plan import Candidate, PromptBudget, choose
 from .transformers_private import (
     CAPPED,
     GenerationOutput,
+    RequestState,
     StepSampler,
     allocate_cache,
     attention_of,
     cache_share,
+    choose_requests,
+    generates,
     has_failed,
     in_batch,
     longest_sequence,
@@ -98,6 +102,9 @@ class RunningSequence(NamedTuple):
 
     stream: TokenStream
     sequence: int
+    client: str
+    due: int
+    """See `Candidate`"""
 
 
 class ContinuousBatchingEngine:
@@ -137,6 +144,8 @@ class ContinuousBatchingEngine:
         self._running: dict[str, RunningSequence] = {}
         self._states: dict[str, SamplingState] = {}
         self._watch = StallWatch(stall_seconds)
+        self._prompt_tokens_read = 0
+        self._budget = PromptBudget(max_batch_tokens)
         self._loop: asyncio.AbstractEventLoop | None = None
         """The event loop of the streams, since the first one"""
 
@@ -173,11 +182,34 @@ class ContinuousBatchingEngine:
             separate_prefixes(self._manager, adapter_of)
             wrap_step(self._manager, partial(self._run_mixed_step, adapters))
         wrap_step(self._manager, self._run_step)
+        choose_requests(self._manager, self._choose)
         self._manager.start()
 
     def _run_step(self, step: Callable[[], None]) -> None:
+        started = time.perf_counter()
         with self._watch.step():
             step()
+        seconds = time.perf_counter() - started
+        lengths = [each.query_length for each in step_requests(self._manager)]
+        prompt_tokens = sum(length for length in lengths if length > 1)
+        self._prompt_tokens_read += prompt_tokens
+        self._budget.took(seconds, lengths.count(1), prompt_tokens)
+
+    def _choose(self, requests: Sequence[RequestState]) -> tuple[Sequence[RequestState], int]:
+        """The requests of the next step, and the most tokens of it."""
+        slots, most_tokens = step_limits(self._manager)
+        running = [self._running.get(each.request_id) for each in requests]
+        if not any(running):  # those of the check, before it serves
+            return requests, most_tokens
+        candidates = [
+            Candidate(known.client if known else "", generates(each), known.due if known else 0)
+            for each, known in zip(requests, running, strict=True)
+        ]
+        chosen = choose(candidates, slots, rows_take_time=self._model.device.type == "cpu")
+        answers = sum(candidates[number].generates for number in chosen)
+        if answers:
+            most_tokens = min(most_tokens, answers + self._budget.tokens)
+        return [requests[number] for number in chosen], most_tokens
 
     def _count_split(self) -> None:
         if self.meter:
@@ -215,24 +247,32 @@ class ContinuousBatchingEngine:
         stalled = self._watch.stalled(work_waits=bool(self._running))
         return not stalled and not has_failed(self._manager)
 
-    def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
+    def submit(
+        self, prompt: list[int], params: Sequence[SamplingParams], client: str = ""
+    ) -> TokenStream:
         stream = TokenStream(len(params), params[0].adapter)
         self._loop = asyncio.get_running_loop()
         if not self._running and not self._watch.computing:
             self._watch.moves()
         try:
             for index, each in enumerate(params):
-                self._add(prompt, each, stream, index)
+                self._add(prompt, each, stream, index, client)
         except BaseException:
             self.cancel(stream)
             raise
         return stream
 
     def _add(
-        self, prompt: list[int], params: SamplingParams, stream: TokenStream, index: int
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        stream: TokenStream,
+        index: int,
+        client: str,
     ) -> None:
         request_id = request_id_of(stream, index)
-        self._running[request_id] = RunningSequence(stream, index)
+        due = self._prompt_tokens_read + len(prompt)
+        self._running[request_id] = RunningSequence(stream, index, client, due)
         self._states[request_id] = SamplingState(
             params, prompt, self._eos_token_ids, stream.logprobs[index]
         )
@@ -319,9 +359,10 @@ class ContinuousBatchingEngine:
 
     def _fail_all(self) -> None:
         def fail() -> None:
-            for stream, _ in list(self._running.values()):
-                stream.fail(Unavailable("The model stopped working and is being restarted."))
-                self.cancel(stream)
+            for running in list(self._running.values()):
+                stopped = Unavailable("The model stopped working and is being restarted.")
+                running.stream.fail(stopped)
+                self.cancel(running.stream)
 
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop has been closed
@@ -331,7 +372,7 @@ class ContinuousBatchingEngine:
         running = self._running.get(output.request_id)
         if running is None:
             return
-        stream, index = running
+        stream, index = running.stream, running.sequence
         if not stream.counts[index] and stream.meter is not None:
             stream.meter.started(queue_seconds(output))
         # The output repeats every token so far.

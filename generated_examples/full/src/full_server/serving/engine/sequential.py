@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -43,6 +44,17 @@ class Job:
     loop: asyncio.AbstractEventLoop
     cancelled: threading.Event = field(default_factory=threading.Event)
     queued: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(order=True)
+class Turn:
+    """A job's place in the queue."""
+
+    turn: int
+    number: int
+    """In the order of arrival"""
+    job: Job | None = field(compare=False)
+    """None ends the thread"""
 
 
 class SequentialSampler(LogitsProcessor):
@@ -84,7 +96,7 @@ class LoopStreamer(BaseStreamer):
 
 
 class SequentialEngine:
-    """One model, one thread that owns it, a queue in front."""
+    """One model, one thread that owns it, a queue in front, in which clients take turns."""
 
     max_sequences = 1
     cuda_graphs = False
@@ -118,7 +130,12 @@ class SequentialEngine:
         self._stopping = False
         self._ended = False
         self._jobs: dict[tuple[str, int], Job] = {}
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._queue: queue.PriorityQueue[Turn] = queue.PriorityQueue()
+        self._turn = 0
+        """The turn at hand: each client has one job in a turn"""
+        self._last_turns: dict[str, int] = {}
+        """By client, of the jobs that wait"""
+        self._numbers = count()
         self._thread = threading.Thread(target=self._run, name="generate", daemon=True)
         self._thread.start()
 
@@ -133,15 +150,21 @@ class SequentialEngine:
     def cache_usage(self) -> float:
         return 0.0
 
-    def submit(self, prompt: list[int], params: Sequence[SamplingParams]) -> TokenStream:
+    def submit(
+        self, prompt: list[int], params: Sequence[SamplingParams], client: str = ""
+    ) -> TokenStream:
         if not self.alive:
             raise Unavailable("The model stopped working and is being restarted.")
         stream = TokenStream(len(params), params[0].adapter)
+        if not self._jobs:
+            self._last_turns.clear()
         for index, each in enumerate(params):
             state = SamplingState(each, prompt, self._eos_token_ids, stream.logprobs[index])
             job = Job(prompt, state, stream, index, asyncio.get_running_loop())
             self._jobs[stream.id, index] = job
-            self._queue.put(job)
+            turn = max(self._turn, self._last_turns.get(client, self._turn - 1) + 1)
+            self._last_turns[client] = turn
+            self._queue.put(Turn(turn, next(self._numbers), job))
         if self._ended:  # since the check above, so that the thread may have missed these jobs
             self.cancel(stream)
             raise Unavailable("The model stopped working and is being restarted.")
@@ -157,7 +180,7 @@ class SequentialEngine:
         self._stopping = True
         for job in list(self._jobs.values()):
             job.cancelled.set()
-        self._queue.put(None)
+        self._queue.put(Turn(-1, 0, None))
         while self.alive:
             self._thread.join(1.0)
         self._fail_all()  # of a thread that hangs
@@ -176,8 +199,9 @@ class SequentialEngine:
 
     def _run(self) -> None:
         try:
-            while (job := self._queue.get()) is not None:
-                self._answer(job)
+            while (next_ := self._queue.get()).job is not None:
+                self._turn = next_.turn
+                self._answer(next_.job)
         finally:
             # Also after an exception: the requests must not wait for a thread that has ended.
             self._ended = True
