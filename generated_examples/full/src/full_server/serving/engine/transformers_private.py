@@ -221,7 +221,8 @@ def allocate_cache(manager: ContinuousBatchingManager, width: int | None = None)
     used: a machine that has too little says so now, not under load.
     """
     model = manager.model
-    by_sequence = attention_of(model) == "sdpa" and model.device.type == "cpu"
+    in_graphs = manager.continuous_batching_config.use_async_batching  # which replay one shape
+    by_sequence = attention_of(model) == "sdpa" and model.device.type == "cpu" and not in_graphs
     if by_sequence:
         model.set_attn_implementation(BY_SEQUENCE)  # now, as the manager makes no masks for it
     with packed_shape(model.config, width) if width else nullcontext():
