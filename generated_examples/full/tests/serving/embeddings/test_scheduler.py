@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -167,6 +168,47 @@ async def test_short_requests_do_not_starve_a_long_one(
     for task in busy:
         task.cancel()
     assert sum(batch == [20] for batch in compute.batches) == 10
+
+
+class BusyCompute(Compute):
+    """Waits after each batch until so many texts wait again, but for no text that is long."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__()
+        self.scheduler: EmbeddingScheduler | None = None
+        self._waiting = waiting
+
+    def __call__(self, batch: Sequence[Sequence[int]]) -> Tensor:
+        vectors = super().__call__(batch)
+        deadline = time.monotonic() + 30
+        while self.scheduler and [18] not in self.batches and time.monotonic() < deadline:
+            if self.scheduler.load().waiting >= self._waiting:
+                break
+            time.sleep(0.001)
+        return vectors
+
+
+async def test_a_long_text_is_passed_over_by_little_more_than_was_there_before_it() -> None:
+    """Clients with one short text each, who send the next when they have an answer."""
+    compute = BusyCompute(waiting=10)
+    scheduler = make_scheduler(compute)
+    compute.gate.clear()
+    long: list[asyncio.Task[list[Tensor]]] = []
+
+    async def client() -> None:
+        while not (long and long[0].done()):
+            await scheduler.submit([text(4)])
+
+    clients = [asyncio.create_task(client()) for _ in range(20)]
+    await compute.wait_until_running()
+    long += await queue_up(scheduler, [text(18)])
+    compute.scheduler = scheduler
+    compute.gate.set()
+    await asyncio.gather(*clients)
+    scheduler.stop()
+    passed = sum(map(sum, compute.batches[: compute.batches.index([18])]))
+    # A share of one in twenty would let 18 * 20 tokens pass. Four clients are in each batch.
+    assert passed <= 16 + 1.25 * 20 * 4 + 2 * 18 + 16
 
 
 async def test_one_bad_item_does_not_fail_its_neighbours(

@@ -103,8 +103,16 @@ def is_dense(lengths: Sequence[int]) -> bool:
 class StepLayout:
     """The groups of one step in the layers of one kind, which share it."""
 
-    def __init__(self, groups: Sequence[Group], queries: Sequence[int]) -> None:
+    def __init__(
+        self, groups: Sequence[Group], queries: Sequence[int], window: int | None = None
+    ) -> None:
+        """
+        Args:
+            queries: of each sequence.
+            window: the keys that a query sees, where the attention is sliding.
+        """
         self.groups = groups
+        self.window = window
         ends = list(accumulate(queries))
         order = [
             position
@@ -114,7 +122,7 @@ class StepLayout:
         ]
         self.order = None if order == list(range(len(order))) else torch.tensor(order)
         """The queries by group; None if they are in this order"""
-        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+        self._masks: dict[int, Tensor | None] = {}
 
     def arrange(self, index: Tensor, padding: int) -> Tensor:
         """The places of the keys by group, given those by sequence.
@@ -134,11 +142,11 @@ class StepLayout:
                 start += group.longest
         return arranged
 
-    def mask(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor | None:
+    def mask(self, number: int, dtype: torch.dtype) -> Tensor | None:
         """The mask of one group."""
-        if (number, window) not in self._masks:
-            self._masks[number, window] = self.groups[number].mask(window, dtype)
-        return self._masks[number, window]
+        if number not in self._masks:
+            self._masks[number] = self.groups[number].mask(self.window, dtype)
+        return self._masks[number]
 
 
 class StepCache(Protocol):
@@ -166,14 +174,13 @@ def attend_by_sequence(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     cache: StepCache | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over the keys and values that `StepCache.update` returns; outside of a batch, `sdpa`.
 
-    query: [1, H, Q, D]; key, value: [1, KV heads, K, D]; sliding_window: of this layer, or None;
-    cache: given by transformers 5.23, where the attention reads the past.
+    query: [1, H, Q, D]; key, value: [1, KV heads, K, D]; cache: given by transformers 5.23, where
+    the attention reads the past.
 
     Returns [1, Q, H, D].
     """
@@ -191,13 +198,13 @@ def attend_by_sequence(
     first_query = first_key = 0
     for number, group in enumerate(layout.groups):
         count, rows = len(group.keys), len(group.keys) * group.queries
-        mask = layout.mask(number, sliding_window, query.dtype)
+        mask = layout.mask(number, query.dtype)
         output = attend(
             split(queries[:, first_query : first_query + rows], count),
             split(key[0, :, first_key : first_key + group.padded], count),
             split(value[0, :, first_key : first_key + group.padded], count),
             mask,
-            is_causal=group.is_causal(sliding_window),
+            is_causal=group.is_causal(layout.window),
             scaling=scaling,
         )
         outputs.append(output.flatten(0, 1))

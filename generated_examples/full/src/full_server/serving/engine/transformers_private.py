@@ -369,9 +369,9 @@ class BatchCache(PagedAttentionCache):
             )
             # Sliding attention writes over keys that the other queries of a chunk still see.
             arranged = step.max_kv_read > 0 and (kind == FULL_ATTENTION or max(queries) == 1)
-            self._layouts[kind] = layout = StepLayout(
-                (group_by_length if arranged else single_groups)(queries, keys), queries
-            )
+            groups = (group_by_length if arranged else single_groups)(queries, keys)
+            window = None if kind == FULL_ATTENTION else allocator.sliding_window
+            self._layouts[kind] = layout = StepLayout(groups, queries, window)
             if arranged:
                 # Nothing is ever written to this place, so that it holds no NaN.
                 padding = allocator.read_trash_index
