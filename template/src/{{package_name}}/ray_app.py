@@ -41,7 +41,7 @@ def build(arguments: dict[str, str]) -> Application:
 
 
 class RayMiddleware:
-    """What a server outside of Ray does: it waits for the models, and sends one request id."""
+    """The behaviour of other servers: it waits for the models, and sends one request id."""
 
     def __init__(self, service: FastAPI) -> None:
         self.service = service

@@ -55,7 +55,9 @@ def pack_linear_layers(model: PreTrainedModel) -> None:
     layers = {
         name: each
         for name, each in model.named_modules()
-        if type(each) is nn.Linear and each.weight.dtype == torch.float32 and fits(each.weight)
+        if type(each) is nn.Linear
+        and each.weight.dtype == torch.float32
+        and fits_into_half(each.weight)
     }
     if not layers or not works_without_weights(model, layers):
         return
@@ -73,7 +75,7 @@ def has_fbgemm() -> bool:
     )
 
 
-def fits(weight: Tensor) -> bool:
+def fits_into_half(weight: Tensor) -> bool:
     """True if float16 holds the weights: they come from 16 bits, and none is too large."""
     error = weight - weight.half().float()
     return bool(error.abs().max() <= LARGEST_ERROR)

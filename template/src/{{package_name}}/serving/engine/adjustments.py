@@ -1,4 +1,4 @@
-"""What changes logits before a token is chosen, for all rows of a step at once.
+"""Changes of the logits before a token is chosen, for all rows of a step at once.
 
 A row names a few tokens, or has one bit for each token. They are gathered in host memory and moved to
 the device together: a transfer for each row would take longer than the sampling itself.
@@ -55,7 +55,7 @@ class Entries:
             self._rows.append((row, tokens, numbers))
 
     def places(self, scores: Tensor) -> Tensor | None:
-        """Where they are in the flat [B, V] scores; None if there are none."""
+        """Their places in the flat [B, V] scores; None if there are none."""
         if not self._rows:
             return None
         vocabulary = scores.size(-1)

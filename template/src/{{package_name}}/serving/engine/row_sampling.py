@@ -40,7 +40,7 @@ class RowParams(NamedTuple):
 
 
 class StepKind(NamedTuple):
-    """What the sampling of a step consists of. A CUDA graph holds one kind."""
+    """The parts of the sampling of a step. A CUDA graph holds one kind."""
 
     plain: bool = False
     """Some row samples from the whole vocabulary."""

@@ -1,6 +1,6 @@
-"""Which attention a batch computes with, and whether its steps run in CUDA graphs.
+"""The attention of a batch, and whether its steps run in CUDA graphs.
 
-`resolve` decides it from what the settings ask for and from what device and model are; it touches
+`resolve` decides both from the settings and from the properties of device and model, and touches
 neither.
 """
 
@@ -16,6 +16,7 @@ from .transformers_private import (
     caps_scores,
     head_size,
     installed_flash_attention,
+    supports_flash_attention,
 )
 
 AttentionChoice = Literal["auto", "sdpa", "flash"]
@@ -29,7 +30,7 @@ LARGEST_HEAD = 256
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What matters here of a device."""
+    """The properties of a device that decide."""
 
     type: str
     """cpu, cuda or mps"""
@@ -43,7 +44,7 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What matters here of a model."""
+    """The properties of a model that decide."""
 
     dtype: torch.dtype
     supports_flash: bool = True
@@ -56,7 +57,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What was decided."""
+    """The decision."""
 
     attention: Literal["sdpa", "flash"]
     reason: str
@@ -138,7 +139,7 @@ def facts_of_device(device: torch.device) -> DeviceFacts:
 def facts_of_model(model: PreTrainedModel, *, adapters: bool = False) -> ModelFacts:
     return ModelFacts(
         dtype=model.dtype,
-        supports_flash=bool(model._supports_flash_attn),
+        supports_flash=supports_flash_attention(model),
         caps_scores=caps_scores(model.config),
         head_size=head_size(model.config),
         adapters=adapters,

@@ -97,6 +97,7 @@ __all__ = [
     "settle",
     "step_limits",
     "step_requests",
+    "supports_flash_attention",
     "thread_of",
     "wrap_step",
 ]
@@ -110,7 +111,7 @@ class Row(NamedTuple):
 
     request_id: str
     tokens: list[int]
-    """What the request has generated so far"""
+    """The tokens that the request has generated so far"""
     ahead: int
     """Tokens that are being computed after those: 1 where the steps are asynchronous, else 0"""
 
@@ -297,14 +298,14 @@ IOs: TypeAlias = ContinuousBatchingIOs | ContinuousBatchingAsyncIOs
 
 
 def device_ios(ios: IOs) -> list[ContinuousBatchingIOs]:
-    """What the forward passes read: one, or two that take turns where steps are asynchronous."""
+    """The inputs of forward passes: one set, or two that take turns where steps are asynchronous."""
     if isinstance(ios, ContinuousBatchingAsyncIOs):
         return [pair.device_io for pair in ios.io_pairs]
     return [ios]
 
 
 def host_io(ios: IOs) -> ContinuousBatchingIOs:
-    """What knows the requests of the present step."""
+    """The inputs that know the requests of the present step."""
     if isinstance(ios, ContinuousBatchingAsyncIOs):
         return cast(ContinuousBatchingIOs, ios.io_pairs[ios.current_pair].host_io)
     return ios
@@ -379,7 +380,7 @@ class BatchCache(PagedAttentionCache):
         return self._layouts[kind]
 
     def _places(self, layer_idx: int) -> Tensor:
-        """Where the keys of all sequences are once those of the step have been written."""
+        """The places of the keys of all sequences, once those of the step have been written."""
         allocator, step = self.layer_to_allocator[layer_idx], self.step()
         number = allocator.index
         places: Tensor = step.read_index_storage[number, : step.true_read_sizes[number]]
@@ -817,6 +818,11 @@ def attention_of(model: PreTrainedModel) -> str:
 def cache_of(output: Any) -> object:
     """The cache that a forward pass returns. Its name has changed in transformers 5.24."""
     return output["cache"] if "cache" in output else output.get("past_key_values")
+
+
+def supports_flash_attention(model: PreTrainedModel) -> bool:
+    """True if the model's code can compute with flash attention."""
+    return bool(model._supports_flash_attn)
 
 
 def makes_wanted_logits(model: PreTrainedModel) -> bool:
