@@ -133,7 +133,7 @@ class StepLayout:
             pair for each in self.groups for pair in zip(each.sequences, each.keys, strict=True)
         )
         numbers = sorted(lengths)
-        parts = dict(zip(numbers, index.split([lengths[i] for i in numbers]), strict=True))
+        parts = dict(zip(numbers, torch.split(index, [lengths[i] for i in numbers]), strict=True))
         arranged = index.new_full((sum(group.padded for group in self.groups),), padding)
         start = 0
         for group in self.groups:
