@@ -31,7 +31,7 @@ Look = Callable[..., dict[str, Any]]
 @pytest.fixture(autouse=True)
 def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the patterns of the checklist aside: they take most of the time, and are not asked."""
-    monkeypatch.setattr(survey.verdicts, "judge", lambda _: Verdict((), ""))
+    monkeypatch.setattr(survey.verdicts, "judge", lambda *_: Verdict((), ""))
 
 
 @pytest.fixture

@@ -222,8 +222,12 @@ def allocate_cache(manager: ContinuousBatchingManager, width: int | None = None)
     used: a machine that has too little says so now, not under load.
     """
     model = manager.model
-    in_graphs = manager.continuous_batching_config.use_async_batching  # which replay one shape
-    by_sequence = attention_of(model) == "sdpa" and model.device.type == "cpu" and not in_graphs
+    by_sequence = (
+        attention_of(model) == "sdpa"
+        and model.device.type == "cpu"
+        and model._supports_attention_backend  # else its code computes the attention by itself
+        and not manager.continuous_batching_config.use_async_batching  # graphs replay one shape
+    )
     if by_sequence:
         model.set_attn_implementation(BY_SEQUENCE)  # now, as the manager makes no masks for it
     with packed_shape(model.config, width) if width else nullcontext():
