@@ -69,6 +69,19 @@ async def test_one_after_the_other_and_cancelled_in_any_order(model: ChatModel) 
     assert 2 <= len(await asyncio.wait_for(collect(short), 20)) <= 6
 
 
+async def test_clients_take_turns(model: ChatModel) -> None:
+    params = [SamplingParams(max_tokens=30, temperature=0.0, ignore_eos=True)]
+    done: list[str] = []
+
+    async def ask_as(client: str) -> None:
+        await collect(model._engine.submit([1, 2], params, client))
+        done.append(client)
+
+    clients = ["large"] * 4 + ["small", "other"]
+    await asyncio.gather(*map(ask_as, clients))
+    assert done == ["large", "small", "other", "large", "large", "large"]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_when_the_thread_dies_everybody_hears_of_it(
     model: ChatModel, monkeypatch: pytest.MonkeyPatch

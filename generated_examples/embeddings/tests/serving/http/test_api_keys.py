@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
@@ -21,6 +21,7 @@ from embeddings_server import app as wiring
 from embeddings_server import custom
 from embeddings_server.serving.http import api_keys
 from embeddings_server.serving.http.api_keys import MAX_SIZE, APIKeys, KeyFileError, parse_keys
+from embeddings_server.serving.http.client import client_var
 from embeddings_server.serving.http.http_metrics import HTTPMetrics
 from embeddings_server.serving.http.token_usage import TokenUsage
 
@@ -215,6 +216,27 @@ def test_rotation_without_a_restart(
             write(file, f"alice:{new}\n")
             wait_until(lambda old=old: status_of(client, old) == 401)
             assert status_of(client, new) == status_of(client, "sk-setting") == 200
+
+
+@pytest.mark.parametrize("keys", ["alice:sk-a\nbob:sk-b\n", None])
+def test_a_client_is_a_key_or_a_connection(
+    make: Callable[..., TestClient], file: Path, keys: str | None
+) -> None:
+    settings = {}
+    if keys is not None:
+        file.write_text(keys)
+        settings["api_keys_file"] = str(file)
+    with make(**settings) as client:
+        app = client.app
+        assert isinstance(app, FastAPI)
+
+        @app.get("/who")
+        async def who() -> str:
+            return client_var.get()
+
+        names = [client.get("/who", headers=header(key)).json() for key in ("sk-a", "sk-b")]
+        assert names == (["alice", "bob"] if keys else ["testclient:50000"] * 2)
+    assert client_var.get() == ""
 
 
 @pytest.mark.parametrize("content", ["", "alice sk-new\n", "alice:sk-new\nbob:sk-new\n", None])

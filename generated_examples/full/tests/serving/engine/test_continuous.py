@@ -113,6 +113,25 @@ async def test_sampling_goes_on_while_another_prompt_is_read_in_pieces(
     assert together == alone
 
 
+async def test_a_client_with_few_requests_does_not_wait_for_one_with_many(
+    engine: ContinuousBatchingEngine,
+) -> None:
+    params = [SamplingParams(max_tokens=100, temperature=0.0, ignore_eos=True)]
+    done: list[str] = []
+
+    async def ask_as(client: str) -> None:
+        await collect(engine.submit(PROMPTS[0], params, client))
+        done.append(client)
+
+    large = [asyncio.create_task(ask_as("large")) for _ in range(24)]
+    await asyncio.sleep(0.05)
+    await asyncio.gather(ask_as("small"), ask_as("other"))
+    # Eight slots: the first answers of the large client pause, and go on.
+    assert done.index("small") <= 8
+    assert done.index("other") <= 8
+    await asyncio.gather(*large)
+
+
 async def test_one_token_is_never_lost(engine: ContinuousBatchingEngine) -> None:
     for _ in range(20):
         assert len(await collect(submit(engine, PROMPTS[0], greedy(max_tokens=1)))) == 1
