@@ -132,7 +132,7 @@ INTERNAL = {
     *("make_rehearsals", "obstacle", "prove", "proven_engine", "sample_tokens"),
     *("collector_paused", "drop_locals", "form_of", "generated_tokens", "shutting_down"),
     *("as_list", "missing_part", "structure", "without_repetition"),
-    *("plain_logits", "route_path"),
+    *("plain_logits", "route_path", "column"),
     *("Pooling", "pooling_mode", "read_pooling"),
 }
 # The imports of the README's example, of custom.py and of routers of owners' own.
